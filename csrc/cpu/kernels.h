@@ -1,0 +1,89 @@
+// Arguments of the CPU kernels that are compiled once per instruction set, and the table that dispatches to them.
+#pragma once
+#include <cstdint>
+
+#include "../hd.h"
+
+namespace panbench {
+
+// Screen ellipse {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around (x, y), together with a disc of squared radius r2 around
+// (cx, cy): outside of both a Gaussian's alpha is below 1/255. `unbounded` marks a disc that crosses the camera plane:
+// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0).
+struct Footprint {
+  float x, y, a, b, c, cx, cy, r2;
+  int unbounded;
+  int x0, x1, y0, y1;
+};
+
+struct BlendArgs {
+  int kind, width, height, tiles_x, tiles_y;
+  int channels;         // C
+  int stride;           // floats in a row of `features`: C rounded up to 16
+  int attached;         // the first `attached` channels send gradient into geometry
+  float near_plane;
+  const float* geometry;          // [M, G]
+  const Footprint* footprints;    // [M]
+  const float* features;          // [M, stride]
+  const int32_t* tile_offsets;    // [T + 1]
+  const int32_t* tile_ids;        // [K]
+};
+
+struct BlendOut {
+  float* image;   // [H, W, C]
+  float* alpha;   // [H, W]
+  float* depth;   // [H, W]
+  float* median;  // [H, W]
+};
+
+struct BlendGradIn {
+  const float* image;   // [H, W, C]
+  const float* alpha;   // [H, W]
+  const float* depth;   // [H, W]
+  const float* median;  // [H, W]
+};
+
+// Rows that one band of tiles writes: feature gradients [rows, stride] and geometry gradients [rows, 16].
+struct BlendGradOut {
+  const int32_t* local;  // [M] -> row of this band
+  float* features;
+  float* geometry;
+};
+
+struct AttendArgs {
+  int64_t rows;
+  int dim, queries, query_stride;  // query_stride: queries rounded up to 16
+  const float* features;           // [M, D]
+  const float* means;              // [M, 3]
+  const float* query_features;     // [D, query_stride], transposed
+  const float* query_means;        // [3, query_stride], transposed
+  const float* query_roots;        // [9, query_stride]: L with Sigma^-1 = L^T L, row-major entries
+  int logarithm;                   // give log A instead of A
+};
+
+struct KernelTable {
+  const char* name;
+  // Bytes of scratch that blend needs for a tile with `hits` candidates.
+  int64_t (*blend_scratch)(int64_t hits, int stride);
+  void (*blend_forward)(const BlendArgs&, const BlendOut&, int tile, char* scratch);
+  void (*blend_backward)(const BlendArgs&, const BlendGradIn&, const BlendGradOut&, int tile, char* scratch);
+  // attention [rows, queries]
+  void (*attend_forward)(const AttendArgs&, float* attention, int64_t begin, int64_t end);
+  // Writes rows begin..end of the feature and mean gradients; adds to the query gradients (transposed like the inputs).
+  void (*attend_backward)(const AttendArgs&, const float* grad_attention, float* grad_features, float* grad_means,
+                          float* grad_query_features, float* grad_query_means, float* grad_query_roots, int64_t begin,
+                          int64_t end);
+  // out[i] = sum over k in [-radius, radius] of taps[k + radius] * in[i + k * step], i < count; `in` is padded.
+  void (*convolve)(const float* in, float* out, int64_t count, const float* taps, int radius, int64_t step);
+};
+
+extern "C" {
+extern const KernelTable panbench_kernels_portable;
+#if defined(__x86_64__)
+extern const KernelTable panbench_kernels_v3;
+extern const KernelTable panbench_kernels_v4;
+#endif
+}
+
+const KernelTable& kernels();  // the best table for this processor
+
+}  // namespace panbench

@@ -1,0 +1,62 @@
+// The stages of the CPU back end, free of torch. Arrays are dense, row-major float32 unless said otherwise.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include <algorithm>
+
+#include "../projection.h"
+#include "kernels.h"
+
+namespace panbench {
+
+struct Gaussians {
+  int64_t count;
+  const float* means;       // [N, 3]
+  const float* quats;       // [N, 4]
+  const float* log_scales;  // [N, scale_dim]
+  int scale_dim;
+  const float* logits;  // [N]
+};
+
+// Indices of the Gaussians that can be seen, ascending, with their geometry [M, G] and facing normals [M, 3].
+struct Visible {
+  std::vector<int64_t> ids;
+  std::vector<float> geometry;
+  std::vector<float> normals;
+};
+Visible project(const Gaussians& gaussians, const View& view, int kind);
+
+// Writes the gradients of the visible rows; the caller zeroes the arrays [N, .] first.
+void project_backward(const Gaussians& gaussians, const View& view, int kind, const int64_t* ids, int64_t visible,
+                      const float* grad_geometry, const float* grad_normals, float* grad_means, float* grad_quats,
+                      float* grad_log_scales, float* grad_logits);
+
+// Tile lists: rows of `geometry` that may touch a tile, front to back (by depth, ties by row).
+struct TileLists {
+  std::vector<int32_t> offsets;  // [T + 1]
+  std::vector<int32_t> ids;      // [K]
+};
+TileLists bin(const float* geometry, int64_t visible, int kind, int width, int height);
+
+// Image, alpha, sum of weighted depth and median depth.
+void blend(BlendArgs args, int64_t visible, const BlendOut& out);
+
+// Gradients of geometry [M, G] and features [M, C]. Same bits for any number of threads.
+void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry,
+                    float* grad_features);
+
+void attend(const AttendArgs& args, float* attention);
+void attend_backward(const AttendArgs& args, const float* grad_attention, float* grad_features, float* grad_means,
+                     float* grad_query_features, float* grad_query_means, float* grad_query_roots);
+
+// Mean SSIM of two images [H, W, C] (11 x 11 Gaussian window of sigma 1.5, zero padding) and its gradient in x.
+double ssim(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, float* grad_x);
+
+void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
+                         const float* rest, const float* means, Vec3 camera, float* colors);
+void spherical_harmonics_backward(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
+                                  const float* rest, const float* means, Vec3 camera, const float* grad_colors,
+                                  float* grad_dc, float* grad_rest, float* grad_means);
+
+}  // namespace panbench

@@ -1,0 +1,172 @@
+// Sixteen floats as one value, in the instruction set that this file's includer is compiled for. Everything is static
+// and inlined, so that objects compiled for different instruction sets share no symbol.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define PB_INLINE static inline __attribute__((always_inline))
+
+namespace panbench {
+namespace {
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+
+struct F16 {
+  __m512 v;
+};
+struct M16 {
+  __mmask16 v;
+};
+PB_INLINE F16 set1(float x) { return {_mm512_set1_ps(x)}; }
+PB_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+PB_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+PB_INLINE F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+PB_INLINE F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+PB_INLINE F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+PB_INLINE F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+PB_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+PB_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+PB_INLINE M16 less_equal(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+PB_INLINE M16 operator&(M16 a, M16 b) { return {(__mmask16)(a.v & b.v)}; }
+PB_INLINE M16 operator|(M16 a, M16 b) { return {(__mmask16)(a.v | b.v)}; }
+PB_INLINE M16 and_not(M16 a, M16 b) { return {(__mmask16)(a.v & ~b.v)}; }
+PB_INLINE bool any(M16 a) { return a.v != 0; }
+PB_INLINE uint32_t bits(M16 a) { return a.v; }
+PB_INLINE M16 mask_of(uint32_t b) { return {(__mmask16)b}; }
+PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
+PB_INLINE float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
+PB_INLINE F16 round_even(F16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+PB_INLINE F16 scale_by_power(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+struct F16 {
+  __m256 a, b;
+};
+struct M16 {
+  __m256 a, b;
+};
+PB_INLINE F16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+PB_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+PB_INLINE void store(float* p, F16 x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+PB_INLINE F16 operator+(F16 x, F16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+PB_INLINE F16 operator-(F16 x, F16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+PB_INLINE F16 operator*(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+PB_INLINE F16 operator/(F16 x, F16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+PB_INLINE F16 fma(F16 x, F16 y, F16 z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+PB_INLINE F16 min(F16 x, F16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+PB_INLINE F16 max(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+PB_INLINE M16 less_equal(F16 x, F16 y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ)};
+}
+PB_INLINE M16 operator&(M16 x, M16 y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
+PB_INLINE M16 operator|(M16 x, M16 y) { return {_mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)}; }
+PB_INLINE M16 and_not(M16 x, M16 y) { return {_mm256_andnot_ps(y.a, x.a), _mm256_andnot_ps(y.b, x.b)}; }
+PB_INLINE uint32_t bits(M16 x) { return _mm256_movemask_ps(x.a) | (_mm256_movemask_ps(x.b) << 8); }
+PB_INLINE bool any(M16 x) { return bits(x) != 0; }
+PB_INLINE M16 mask_of(uint32_t m) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i lo = _mm256_and_si256(_mm256_set1_epi32(m & 255), lane);
+  const __m256i hi = _mm256_and_si256(_mm256_set1_epi32(m >> 8), lane);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(lo, lane)), _mm256_castsi256_ps(_mm256_cmpeq_epi32(hi, lane))};
+}
+PB_INLINE F16 select(M16 m, F16 x, F16 y) {
+  return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
+}
+PB_INLINE float sum(F16 x) {
+  const __m256 s = _mm256_add_ps(x.a, x.b);
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+}
+PB_INLINE F16 round_even(F16 x) {
+  return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+          _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+PB_INLINE __m256 power_of_two(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+PB_INLINE F16 scale_by_power(F16 x, F16 n) {
+  return {_mm256_mul_ps(x.a, power_of_two(n.a)), _mm256_mul_ps(x.b, power_of_two(n.b))};
+}
+
+#else  // portable: the compiler's generic vectors, lowered to whatever the processor has
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+struct F16 {
+  Floats v;
+};
+struct M16 {
+  Ints v;  // -1 where true
+};
+PB_INLINE F16 set1(float x) { return {Floats{} + x}; }
+PB_INLINE F16 load(const float* p) {
+  F16 r;
+  std::memcpy(&r.v, p, 64);
+  return r;
+}
+PB_INLINE void store(float* p, F16 a) { std::memcpy(p, &a.v, 64); }
+PB_INLINE F16 operator+(F16 a, F16 b) { return {a.v + b.v}; }
+PB_INLINE F16 operator-(F16 a, F16 b) { return {a.v - b.v}; }
+PB_INLINE F16 operator*(F16 a, F16 b) { return {a.v * b.v}; }
+PB_INLINE F16 operator/(F16 a, F16 b) { return {a.v / b.v}; }
+PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {a.v * b.v + c.v}; }
+PB_INLINE F16 min(F16 a, F16 b) { return {a.v < b.v ? a.v : b.v}; }
+PB_INLINE F16 max(F16 a, F16 b) { return {a.v > b.v ? a.v : b.v}; }
+PB_INLINE M16 less_equal(F16 a, F16 b) { return {a.v <= b.v}; }
+PB_INLINE M16 operator&(M16 a, M16 b) { return {a.v & b.v}; }
+PB_INLINE M16 operator|(M16 a, M16 b) { return {a.v | b.v}; }
+PB_INLINE M16 and_not(M16 a, M16 b) { return {a.v & ~b.v}; }
+PB_INLINE uint32_t bits(M16 a) {
+  uint32_t m = 0;
+  for (int i = 0; i < 16; ++i) m |= (uint32_t)(a.v[i] & 1) << i;
+  return m;
+}
+PB_INLINE bool any(M16 a) { return bits(a) != 0; }
+PB_INLINE M16 mask_of(uint32_t m) {
+  const Ints lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return {((Ints{} + (int32_t)m) & lane) == lane};
+}
+PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {m.v ? a.v : b.v}; }
+PB_INLINE float sum(F16 a) {
+  float s = 0;
+  for (int i = 0; i < 16; ++i) s += a.v[i];
+  return s;
+}
+PB_INLINE F16 round_even(F16 a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
+PB_INLINE F16 scale_by_power(F16 a, F16 n) {
+  const Ints e = (__builtin_convertvector(n.v, Ints) + 127) << 23;
+  Floats power;
+  std::memcpy(&power, &e, 64);
+  return {a.v * power};
+}
+
+#endif
+
+PB_INLINE F16 zero() { return set1(0.0f); }
+PB_INLINE M16 less(F16 a, F16 b) { return and_not(less_equal(a, b), less_equal(b, a)); }
+
+// e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
+PB_INLINE F16 exp(F16 x) {
+  const F16 t = min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f);
+  const F16 n = round_even(t);
+  const F16 f = t - n;
+  F16 p = set1(1.535336188319500e-4f);
+  p = fma(p, f, set1(1.339887440266574e-3f));
+  p = fma(p, f, set1(9.618437357674640e-3f));
+  p = fma(p, f, set1(5.550332471162809e-2f));
+  p = fma(p, f, set1(2.402264791363012e-1f));
+  p = fma(p, f, set1(6.931472028550421e-1f));
+  p = fma(p, f, set1(1.0f));
+  return scale_by_power(p, n);
+}
+
+}  // namespace
+}  // namespace panbench

@@ -1,0 +1,333 @@
+// The operators `torch.ops.panbench.*` of the CPU back end: checks, allocation and nothing else. Built against torch's
+// stable ABI, so that it compiles in a second and does not depend on the Python version.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "cpu/pipeline.h"
+
+namespace {
+
+using panbench::Vec3;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check(bool ok, const char* what) { STD_TORCH_CHECK(ok, "panbench: ", what); }
+
+const float* floats(const Tensor& t) {
+  check(t.scalar_type() == ScalarType::Float, "expected a float32 tensor");
+  check(t.is_contiguous() && t.is_cpu(), "expected a contiguous CPU tensor");
+  return t.const_data_ptr<float>();
+}
+
+const int64_t* longs(const Tensor& t) {
+  check(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.is_cpu(), "expected contiguous int64 ids");
+  return t.const_data_ptr<int64_t>();
+}
+
+const int32_t* ints(const Tensor& t) {
+  check(t.scalar_type() == ScalarType::Int && t.is_contiguous() && t.is_cpu(), "expected contiguous int32 lists");
+  return t.const_data_ptr<int32_t>();
+}
+
+Tensor empty(std::vector<int64_t> shape, ScalarType type = ScalarType::Float) {
+  return torch::stable::empty(shape, type);
+}
+
+float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+Tensor zeros(std::vector<int64_t> shape) {
+  Tensor t = empty(shape);
+  int64_t count = 1;
+  for (const int64_t s : shape) count *= s;
+  std::memset(out(t), 0, count * sizeof(float));
+  return t;
+}
+
+template <typename T>
+Tensor copied(const std::vector<T>& from, std::vector<int64_t> shape, ScalarType type) {
+  Tensor t = empty(shape, type);
+  std::memcpy(t.mutable_data_ptr(), from.data(), from.size() * sizeof(T));
+  return t;
+}
+
+panbench::View view_of(const Tensor& world_to_camera, double fx, double fy, double cx, double cy, int64_t width,
+                       int64_t height, double near_plane, double low_pass) {
+  check(world_to_camera.dim() == 2 && world_to_camera.size(0) == 4 && world_to_camera.size(1) == 4,
+        "world_to_camera must be [4, 4]");
+  const float* m = floats(world_to_camera);
+  panbench::View view;
+  view.rotation = {{m[0], m[1], m[2]}, {m[4], m[5], m[6]}, {m[8], m[9], m[10]}};
+  view.translation = {m[3], m[7], m[11]};
+  view.fx = (float)fx, view.fy = (float)fy, view.cx = (float)cx, view.cy = (float)cy;
+  view.width = (float)width, view.height = (float)height;
+  view.near_plane = (float)near_plane;
+  view.low_pass = (float)low_pass;
+  return view;
+}
+
+panbench::Gaussians gaussians_of(const Tensor& means, const Tensor& quats, const Tensor& log_scales,
+                                 const Tensor& logits, int64_t kind) {
+  const int64_t n = means.size(0);
+  check(means.dim() == 2 && means.size(1) == 3, "means must be [N, 3]");
+  check(quats.dim() == 2 && quats.size(0) == n && quats.size(1) == 4, "quats must be [N, 4]");
+  check(log_scales.dim() == 2 && log_scales.size(0) == n && log_scales.size(1) >= (kind == panbench::kDisc ? 2 : 3),
+        "log_scales must be [N, 3] (ellipsoids) or [N, 2 or 3] (discs)");
+  check(logits.dim() == 1 && logits.size(0) == n, "opacity logits must be [N]");
+  return {n, floats(means), floats(quats), floats(log_scales), (int)log_scales.size(1), floats(logits)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> project(const Tensor& means, const Tensor& quats, const Tensor& log_scales,
+                                           const Tensor& logits, const Tensor& world_to_camera, double fx, double fy,
+                                           double cx, double cy, int64_t width, int64_t height, int64_t kind,
+                                           double near_plane, double low_pass) {
+  const auto visible =
+      panbench::project(gaussians_of(means, quats, log_scales, logits, kind),
+                        view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind);
+  const int64_t m = (int64_t)visible.ids.size();
+  return {copied(visible.ids, {m}, ScalarType::Long),
+          copied(visible.geometry, {m, panbench::geometry_width((int)kind)}, ScalarType::Float),
+          copied(visible.normals, {m, 3}, ScalarType::Float)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(
+    const Tensor& means, const Tensor& quats, const Tensor& log_scales, const Tensor& logits,
+    const Tensor& world_to_camera, double fx, double fy, double cx, double cy, int64_t width, int64_t height,
+    int64_t kind, double near_plane, double low_pass, const Tensor& ids, const Tensor& grad_geometry,
+    const Tensor& grad_normals) {
+  const auto gaussians = gaussians_of(means, quats, log_scales, logits, kind);
+  const int64_t n = gaussians.count;
+  const Tensor g_means = zeros({n, 3}), g_quats = zeros({n, 4}), g_scales = zeros({n, log_scales.size(1)}),
+               g_logits = zeros({n});
+  panbench::project_backward(gaussians,
+                             view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind,
+                             longs(ids), ids.size(0), floats(grad_geometry), floats(grad_normals), out(g_means),
+                             out(g_quats), out(g_scales), out(g_logits));
+  return {g_means, g_quats, g_scales, g_logits};
+}
+
+std::tuple<Tensor, Tensor> bin(const Tensor& geometry, int64_t width, int64_t height, int64_t kind) {
+  check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
+  const auto lists = panbench::bin(floats(geometry), geometry.size(0), (int)kind, (int)width, (int)height);
+  return {copied(lists.offsets, {(int64_t)lists.offsets.size()}, ScalarType::Int),
+          copied(lists.ids, {(int64_t)lists.ids.size()}, ScalarType::Int)};
+}
+
+// Rows of features padded to a multiple of sixteen floats, so that the kernels need no tail.
+struct PaddedFeatures {
+  std::vector<float> storage;
+  const float* rows;
+  int stride;
+  PaddedFeatures(const Tensor& features) {
+    const int64_t m = features.size(0), c = features.size(1);
+    stride = (int)((c + 15) / 16 * 16);
+    rows = floats(features);
+    if (stride == c) return;
+    storage.assign(m * stride, 0.0f);
+    for (int64_t i = 0; i < m; ++i) std::memcpy(&storage[i * stride], rows + i * c, c * sizeof(float));
+    rows = storage.data();
+  }
+};
+
+panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, const PaddedFeatures& padded,
+                               const Tensor& offsets, const Tensor& tile_ids, int64_t width, int64_t height,
+                               int64_t kind, int64_t detached, double near_plane) {
+  check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
+  check(features.dim() == 2 && features.size(0) == geometry.size(0), "features must be [M, C]");
+  check(detached >= 0 && detached <= features.size(1), "detached must be at most the number of channels");
+  check(offsets.size(0) == ((width + 15) / 16) * ((height + 15) / 16) + 1, "tile offsets do not fit the image");
+  panbench::BlendArgs args{};
+  args.kind = (int)kind;
+  args.width = (int)width;
+  args.height = (int)height;
+  args.channels = (int)features.size(1);
+  args.stride = padded.stride;
+  args.attached = (int)(features.size(1) - detached);
+  args.near_plane = (float)near_plane;
+  args.geometry = floats(geometry);
+  args.features = padded.rows;
+  args.tile_offsets = ints(offsets);
+  args.tile_ids = ints(tile_ids);
+  return args;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> blend(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
+                                                 const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind,
+                                                 int64_t detached, double near_plane) {
+  const PaddedFeatures padded(features);
+  const Tensor image = empty({height, width, features.size(1)}), alpha = empty({height, width}),
+               depth = empty({height, width}), median = empty({height, width});
+  panbench::blend(blend_args(geometry, features, padded, offsets, tile_ids, width, height, kind, detached, near_plane),
+                  geometry.size(0), {out(image), out(alpha), out(depth), out(median)});
+  return {image, alpha, depth, median};
+}
+
+std::tuple<Tensor, Tensor> blend_backward(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
+                                          const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind,
+                                          int64_t detached, double near_plane, const Tensor& grad_image,
+                                          const Tensor& grad_alpha, const Tensor& grad_depth,
+                                          const Tensor& grad_median) {
+  const PaddedFeatures padded(features);
+  const Tensor g_geometry = empty({geometry.size(0), geometry.size(1)}),
+               g_features = empty({features.size(0), features.size(1)});
+  panbench::blend_backward(
+      blend_args(geometry, features, padded, offsets, tile_ids, width, height, kind, detached, near_plane),
+      geometry.size(0), {floats(grad_image), floats(grad_alpha), floats(grad_depth), floats(grad_median)},
+      out(g_geometry), out(g_features));
+  return {g_geometry, g_features};
+}
+
+// Query arrays transposed to [rows, queries rounded up to 16].
+struct Transposed {
+  std::vector<float> data;
+  int stride;
+  Transposed(const Tensor& t, int64_t rows) {
+    const int64_t q = t.size(0);
+    const float* from = floats(t);
+    stride = (int)((q + 15) / 16 * 16);
+    data.assign(rows * stride, 0.0f);
+    for (int64_t i = 0; i < q; ++i)
+      for (int64_t k = 0; k < rows; ++k) data[k * stride + i] = from[i * rows + k];
+  }
+};
+
+Tensor transposed_back(const std::vector<float>& data, int64_t rows, int64_t q, int stride,
+                       std::vector<int64_t> shape) {
+  const Tensor t = empty(shape);
+  float* to = out(t);
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t k = 0; k < rows; ++k) to[i * rows + k] = data[k * stride + i];
+  return t;
+}
+
+struct Attention {
+  Transposed queries, query_means, query_roots;
+  panbench::AttendArgs args;
+  Attention(const Tensor& features, const Tensor& means, const Tensor& q, const Tensor& q_means, const Tensor& q_roots,
+            bool logarithm)
+      : queries(q, q.size(1)), query_means(q_means, 3), query_roots(q_roots, 9) {
+    check(features.dim() == 2 && means.dim() == 2 && means.size(1) == 3 && means.size(0) == features.size(0),
+          "features must be [M, D] and means [M, 3]");
+    check(q.dim() == 2 && q.size(1) == features.size(1), "queries must be [Q, D]");
+    check(q_means.size(0) == q.size(0) && q_roots.size(0) == q.size(0), "query means and roots must have Q rows");
+    args = {features.size(0),          (int)features.size(1),   (int)q.size(0),          queries.stride,
+            floats(features),          floats(means),           queries.data.data(),     query_means.data.data(),
+            query_roots.data.data(),   logarithm ? 1 : 0};
+  }
+};
+
+Tensor attend(const Tensor& features, const Tensor& means, const Tensor& queries, const Tensor& query_means,
+              const Tensor& query_roots, bool logarithm) {
+  const Attention a(features, means, queries, query_means, query_roots, logarithm);
+  const Tensor attention = empty({features.size(0), queries.size(0)});
+  panbench::attend(a.args, out(attention));
+  return attention;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend_backward(const Tensor& features, const Tensor& means,
+                                                                   const Tensor& queries, const Tensor& query_means,
+                                                                   const Tensor& query_roots, bool logarithm,
+                                                                   const Tensor& grad) {
+  const Attention a(features, means, queries, query_means, query_roots, logarithm);
+  const int64_t dim = features.size(1), q = queries.size(0);
+  const int stride = a.queries.stride;
+  const Tensor g_features = empty({features.size(0), dim}), g_means = empty({means.size(0), 3});
+  std::vector<float> g_q(dim * stride), g_qm(3 * stride), g_qr(9 * stride);
+  panbench::attend_backward(a.args, floats(grad), out(g_features), out(g_means), g_q.data(), g_qm.data(), g_qr.data());
+  return {g_features, g_means, transposed_back(g_q, dim, q, stride, {q, dim}),
+          transposed_back(g_qm, 3, q, stride, {q, 3}), transposed_back(g_qr, 9, q, stride, {q, 3, 3})};
+}
+
+std::tuple<Tensor, Tensor> ssim(const Tensor& x, const Tensor& y) {
+  check(x.dim() == 3 && y.dim() == 3, "images must be [H, W, C]");
+  for (int k = 0; k < 3; ++k) check(x.size(k) == y.size(k), "images must have one size");
+  const Tensor value = empty({}), grad = empty({x.size(0), x.size(1), x.size(2)});
+  *out(value) = (float)panbench::ssim(floats(x), floats(y), x.size(0), x.size(1), x.size(2), out(grad));
+  return {value, grad};
+}
+
+Vec3 vector_of(const Tensor& t) {
+  check(t.dim() == 1 && t.size(0) == 3, "camera position must be [3]");
+  return panbench::load3(floats(t));
+}
+
+void check_sh(const Tensor& dc, const Tensor& rest, const Tensor& means, int64_t degree) {
+  check(degree >= 0 && degree <= 3, "degree must be 0 to 3");
+  check(dc.dim() == 2 && dc.size(1) == 3 && rest.dim() == 3 && rest.size(0) == dc.size(0) && rest.size(2) == 3 &&
+            means.size(0) == dc.size(0),
+        "dc must be [N, 3], rest [N, K, 3] and means [N, 3]");
+  check(rest.size(1) >= (degree + 1) * (degree + 1) - 1, "too few coefficients for the degree");
+}
+
+Tensor spherical_harmonics(const Tensor& dc, const Tensor& rest, const Tensor& means, const Tensor& camera,
+                           const Tensor& ids, int64_t degree) {
+  check_sh(dc, rest, means, degree);
+  const Tensor colors = empty({ids.size(0), 3});
+  panbench::spherical_harmonics(ids.size(0), longs(ids), (int)degree, (int)rest.size(1), floats(dc), floats(rest),
+                                floats(means), vector_of(camera), out(colors));
+  return colors;
+}
+
+std::tuple<Tensor, Tensor, Tensor> spherical_harmonics_backward(const Tensor& dc, const Tensor& rest,
+                                                                const Tensor& means, const Tensor& camera,
+                                                                const Tensor& ids, int64_t degree,
+                                                                const Tensor& grad_colors) {
+  check_sh(dc, rest, means, degree);
+  const int64_t n = dc.size(0);
+  const Tensor g_dc = zeros({n, 3}), g_rest = zeros({n, rest.size(1), 3}), g_means = zeros({n, 3});
+  panbench::spherical_harmonics_backward(ids.size(0), longs(ids), (int)degree, (int)rest.size(1), floats(dc),
+                                         floats(rest), floats(means), vector_of(camera), floats(grad_colors),
+                                         out(g_dc), out(g_rest), out(g_means));
+  return {g_dc, g_rest, g_means};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(panbench, m) {
+  m.def(
+      "project(Tensor means, Tensor quats, Tensor log_scales, Tensor opacity_logits, Tensor world_to_camera, float fx, "
+      "float fy, float cx, float cy, int width, int height, int kind, float near, float low_pass) -> (Tensor, Tensor, "
+      "Tensor)");
+  m.def(
+      "project_backward(Tensor means, Tensor quats, Tensor log_scales, Tensor opacity_logits, Tensor world_to_camera, "
+      "float fx, float fy, float cx, float cy, int width, int height, int kind, float near, float low_pass, Tensor ids, "
+      "Tensor grad_geometry, Tensor grad_normals) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("bin(Tensor geometry, int width, int height, int kind) -> (Tensor, Tensor)");
+  m.def(
+      "blend(Tensor geometry, Tensor features, Tensor tile_offsets, Tensor tile_ids, int width, int height, int kind, "
+      "int detached, float near) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "blend_backward(Tensor geometry, Tensor features, Tensor tile_offsets, Tensor tile_ids, int width, int height, "
+      "int kind, int detached, float near, Tensor grad_image, Tensor grad_alpha, Tensor grad_depth, Tensor grad_median) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "attend(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, bool logarithm) -> "
+      "Tensor");
+  m.def(
+      "attend_backward(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, bool "
+      "logarithm, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("ssim(Tensor x, Tensor y) -> (Tensor, Tensor)");
+  m.def(
+      "spherical_harmonics(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int degree) -> "
+      "Tensor");
+  m.def(
+      "spherical_harmonics_backward(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int "
+      "degree, Tensor grad_colors) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
+  m.impl("project", TORCH_BOX(&project));
+  m.impl("project_backward", TORCH_BOX(&project_backward));
+  m.impl("bin", TORCH_BOX(&bin));
+  m.impl("blend", TORCH_BOX(&blend));
+  m.impl("blend_backward", TORCH_BOX(&blend_backward));
+  m.impl("attend", TORCH_BOX(&attend));
+  m.impl("attend_backward", TORCH_BOX(&attend_backward));
+  m.impl("ssim", TORCH_BOX(&ssim));
+  m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
+  m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
+}

@@ -1,0 +1,122 @@
+"""ScanNet-V2 scenes for the trainer; without a root, a built-in room in the same files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+from panbench.data.base import SceneDataModule
+from panbench.data.scannet_reader import open_scene
+from panbench.errors import UserError
+from panbench.scene import Scene
+
+log = logging.getLogger(__name__)
+
+
+class ScanNetDataModule(SceneDataModule):
+    """One scene in the exported ScanNet-V2 layout (:mod:`panbench.data.scannet_reader`)."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        scene: str | None = None,
+        masks: str | None = "medium",
+        image_size: tuple[int, int] | None = None,
+        stride: int = 1,
+        split_file: str | None = None,
+        label_space: str | None = None,
+        test_every: int = 5,
+        cache_mb: int = 2048,
+        room_size: Literal["tiny", "small", "full"] = "small",
+        room_seed: int = 0,
+        max_depth: float = 8.0,
+        order_seed: int | None = None,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            root: folder of scenes, or one scene's folder. None: a synthetic room, made once and kept in the cache
+                folder (``PANBENCH_CACHE``, else ``~/.cache/panbench``).
+            scene: name of the scene under root; may be left out where root has only one.
+            masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
+            image_size: (width, height) to work at; None: that of the colour images.
+            stride: keep every stride-th frame (of the training frames only where a split file rules).
+            split_file: JSON ``{"train": [...], "test": [...]}``; None: ``splits.json`` in the scene, else test_every.
+            label_space: a ``classes.json`` elsewhere than in the scene.
+            test_every: every n-th kept frame is test where there is no split file; 0: none.
+            cache_mb: memory for decoded frames, MiB; frames beyond it are decoded each time.
+            room_size: size of the built-in room.
+            room_seed: which built-in room.
+            max_depth: metres; measurements beyond count as none.
+            order_seed: seed of the frame order; None: that of ``seed_everything``.
+        """
+        super().__init__(order_seed)
+        self.root = root
+        self.scene_name = scene
+        self.masks = masks
+        self.image_size = image_size
+        self.stride = stride
+        self.split_file = split_file
+        self.label_space = label_space
+        self.test_every = test_every
+        self.cache_mb = cache_mb
+        self.room_size: Literal["tiny", "small", "full"] = room_size
+        self.room_seed = room_seed
+        self.max_depth = max_depth
+
+    def open_scene(self) -> Scene:
+        """Find the folder (or make the room) and open it."""
+        if self.root is None:
+            if self.scene_name is not None:
+                raise UserError(
+                    f"data.scene is {self.scene_name}, data.root is not given: set it to the folder of scenes"
+                )
+            folder = built_in_room(self.room_size, self.room_seed)
+        else:
+            folder = find_scene(Path(self.root).expanduser(), self.scene_name)
+        return open_scene(
+            folder,
+            masks=self.masks,
+            image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
+            stride=self.stride,
+            split_file=None if self.split_file is None else Path(self.split_file).expanduser(),
+            label_space=None if self.label_space is None else Path(self.label_space).expanduser(),
+            test_every=self.test_every,
+            cache_bytes=self.cache_mb << 20,
+            max_depth=self.max_depth,
+        )
+
+
+def find_scene(root: Path, scene: str | None) -> Path:
+    """The scene's folder: ``root/scene``, or root itself, or the only scene in root.
+
+    Raises:
+        UserError: there is none, or there are several and no name is given.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder: correct data.root")
+    if scene is None and (root / "color").is_dir():
+        return root.resolve()  # the folder's name is the scene's name, also for "."
+    known = sorted(p.name for p in root.iterdir() if (p / "color").is_dir())
+    if scene is None and len(known) == 1:
+        scene = known[0]
+    if scene is None or scene not in known:
+        wanted = "give data.scene" if scene is None else f"{scene} is not there"
+        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else "none with a color/ folder"
+        raise UserError(f"{root}: {wanted}; scenes: {shown}")
+    return root / scene
+
+
+def built_in_room(size: Literal["tiny", "small", "full"], seed: int) -> Path:
+    """Folder of a built-in room; it is made at the first use (``small``: about a quarter of a minute)."""
+    base = Path(os.environ.get("PANBENCH_CACHE") or Path.home() / ".cache" / "panbench")
+    out = base / "rooms" / f"{size}-{seed}"
+    # The generator pulls in the ray caster: only who has no data needs it.
+    from panbench.data.rooms import make_room
+
+    made = [p.parent for p in out.glob("*/synthetic.json")]
+    folder = made[0] if made else make_room(out, size=size, seed=seed)
+    log.warning("no data.root given: using the SYNTHETIC room %s; its results say nothing about real scenes", folder)
+    return folder

@@ -1,0 +1,571 @@
+"""Reads one scene in the exported ScanNet-V2 layout.
+
+::
+
+    <scene>/color/N.jpg  depth/N.png (u16 mm)  pose/N.txt (camera to world)  intrinsic/intrinsic_{color,depth}.txt
+            label-filt/N.png (raw ScanNet id)  instance-filt/N.png (object id + 1)      optional: the ground truth
+            masks_<name>/{semantic_image,instance_image,score}/N.png                    optional: pseudo-masks
+            classes.json  splits.json  <scene>.txt  synthetic.json                      label space, split, sizes, mark
+
+N is the frame number; files are joined by it, not by the order of a listing. The files put the centre of pixel (i, j)
+at (i, j) and the principal point of a centred camera at (W - 1) / 2; here centres are at + 0.5, so half a pixel is
+added on reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from panbench.data.cache import ByteBudgetCache
+from panbench.data.images import image_size as size_of_image
+from panbench.data.images import read_color, read_integers, resize_nearest
+from panbench.errors import UserError
+from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
+
+log = logging.getLogger(__name__)
+
+COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
+MILLIMETRES = 1000.0
+
+
+@dataclass(frozen=True)
+class Pinhole:
+    """Intrinsics [pixels] of an image of a certain size, pixel centres at + 0.5."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def resized(self, width: int, height: int) -> Pinhole:
+        """The same camera's intrinsics for another image size, scaled per axis."""
+        sx, sy = width / self.width, height / self.height
+        return Pinhole(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Where one kept frame lies, and its pose."""
+
+    number: int
+    name: str
+    world_to_camera: Tensor
+    color: Path
+    depth: Path | None
+    label: Path | None
+    instance: Path | None
+    mask_semantic: Path | None
+    mask_instance: Path | None
+    mask_score: Path | None
+
+
+@dataclass(frozen=True)
+class CompactFrame:
+    """A decoded frame in the fewest bytes: what the cache holds."""
+
+    color: NDArray[np.uint8]
+    depth_mm: NDArray[np.uint16] | None
+    masks: CompactMap | None
+    truth: CompactMap | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        depth = 0 if self.depth_mm is None else self.depth_mm.nbytes
+        return self.color.nbytes + depth + sum(m.nbytes for m in (self.masks, self.truth) if m is not None)
+
+
+@dataclass(frozen=True)
+class CompactMap:
+    """A panoptic map in small integers; ``score`` is in 1/255."""
+
+    semantic: NDArray[np.uint8 | np.uint16]
+    instance: NDArray[np.uint8 | np.uint16]
+    score: NDArray[np.uint8] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.semantic.nbytes + self.instance.nbytes + (0 if self.score is None else self.score.nbytes)
+
+    def expand(self) -> PanopticMap:
+        """As int64 ids and float32 score in [0, 1]."""
+        score = None if self.score is None else torch.from_numpy(self.score.astype(np.float32) / 255.0)
+        return PanopticMap(
+            torch.from_numpy(self.semantic.astype(np.int64)), torch.from_numpy(self.instance.astype(np.int64)), score
+        )
+
+
+class ScanNetSource:
+    """Frames of one scene, decoded on demand and cached up to a byte budget (a :class:`panbench.scene.FrameSource`).
+
+    Every :class:`Frame` owns its tensors: changing one does not change what the next ``load`` returns.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[FrameFiles],
+        color: Pinhole,
+        depth: Pinhole | None,
+        size: tuple[int, int],
+        labels: LabelSpace,
+        max_depth: float,
+        cache_bytes: int,
+    ) -> None:
+        """Args: the frames; intrinsics of the colour and depth files; output (width, height); label space;
+        depth [m] beyond which a measurement counts as none; bytes the cache may take.
+        """
+        self._files = list(files)
+        self._stored = color
+        self._output = color.resized(*size)
+        self._depth = depth
+        self._labels = labels
+        self._is_thing = labels.is_thing()
+        self._max_depth_mm = min(max_depth * MILLIMETRES, 65534.0)  # 65535 marks "no measurement" in some exports
+        self._cache: ByteBudgetCache[int, CompactFrame] = ByteBudgetCache(cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        """File stem of the frame's colour image."""
+        return self._files[index].name
+
+    def camera(self, index: int) -> Camera:
+        """Pose and intrinsics at the output size; decodes nothing."""
+        k = self._output
+        return Camera(k.width, k.height, k.fx, k.fy, k.cx, k.cy, self._files[index].world_to_camera)
+
+    def load(self, index: int) -> Frame:
+        """The frame at the output size.
+
+        Raises:
+            UserError: one of its files is damaged or does not fit the scene; names the file.
+        """
+        held = self._cache.get(index, self._decode)
+        depth = None if held.depth_mm is None else torch.from_numpy(held.depth_mm.astype(np.float32) / MILLIMETRES)
+        return Frame(
+            name=self.name(index),
+            index=index,
+            camera=self.camera(index),
+            color=torch.from_numpy(held.color.copy()),
+            depth=depth,
+            masks=None if held.masks is None else held.masks.expand(),
+            truth=None if held.truth is None else held.truth.expand(),
+        )
+
+    def _decode(self, index: int) -> CompactFrame:
+        files = self._files[index]
+        size = (self._output.width, self._output.height)
+        stored = size_of_image(files.color)
+        if stored != (self._stored.width, self._stored.height):
+            raise UserError(
+                f"{files.color}: is {stored[0]}x{stored[1]}, the scene's first image is "
+                f"{self._stored.width}x{self._stored.height}: all colour images of a scene must have one size"
+            )
+        return CompactFrame(
+            color=read_color(files.color, size),
+            depth_mm=None if files.depth is None else self._read_depth(files.depth),
+            masks=self._read_masks(files),
+            truth=self._read_truth(files),
+        )
+
+    def _read_depth(self, path: Path) -> NDArray[np.uint16]:
+        """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""
+        raw = read_integers(path)
+        if raw.dtype == np.uint8:
+            raise UserError(f"{path}: is an 8-bit image; depth must be 16-bit PNG in millimetres: export it again")
+        source = self._depth
+        assert source is not None  # open_scene gives depth intrinsics whenever it lists depth files
+        if raw.shape != (source.height, source.width):
+            raise UserError(
+                f"{path}: is {raw.shape[1]}x{raw.shape[0]}, the scene's first depth image is "
+                f"{source.width}x{source.height}: all depth images of a scene must have one size"
+            )
+        out, k = np.zeros((self._output.height, self._output.width), dtype=np.uint16), self._output
+        columns = np.floor((np.arange(k.width) + 0.5 - k.cx) / k.fx * source.fx + source.cx).astype(np.int64)
+        rows = np.floor((np.arange(k.height) + 0.5 - k.cy) / k.fy * source.fy + source.cy).astype(np.int64)
+        in_x, in_y = (columns >= 0) & (columns < source.width), (rows >= 0) & (rows < source.height)
+        measured = np.where((raw > 0) & (raw <= self._max_depth_mm), raw, 0).astype(np.uint16)
+        out[np.ix_(in_y, in_x)] = measured[np.ix_(rows[in_y], columns[in_x])]
+        return out
+
+    def _read_truth(self, files: FrameFiles) -> CompactMap | None:
+        if files.label is None or files.instance is None:
+            return None
+        semantic = self._labels.map_raw(np.asarray(read_integers(files.label)))
+        return self._compact(semantic, read_integers(files.instance), None, files.instance)
+
+    def _read_masks(self, files: FrameFiles) -> CompactMap | None:
+        if files.mask_semantic is None or files.mask_instance is None:
+            return None
+        semantic = read_integers(files.mask_semantic)
+        known = np.zeros(max(self._labels.size, int(semantic.max()) + 1), dtype=bool)
+        known[[0, *(c.id for c in self._labels.classes)]] = True
+        strange = np.unique(semantic[~known[semantic]])
+        if strange.size:
+            raise UserError(
+                f"{files.mask_semantic}: holds class id {int(strange[0])}, which the label space {self._labels.name} "
+                "does not have: make the masks with the scene's classes.json, or pass theirs as data.label_space"
+            )
+        score = None if files.mask_score is None else read_integers(files.mask_score)
+        if score is not None and score.dtype != np.uint8:
+            raise UserError(f"{files.mask_score}: must be 8-bit (255 x score): write it again")
+        return self._compact(semantic, read_integers(files.mask_instance), score, files.mask_instance)
+
+    def _compact(
+        self,
+        semantic: NDArray[np.integer],
+        instance: NDArray[np.integer],
+        score: NDArray[np.integer] | None,
+        path: Path,
+    ) -> CompactMap:
+        if semantic.shape != instance.shape or (score is not None and score.shape != semantic.shape):
+            raise UserError(f"{path}: differs in size from the class and score images of its frame: export all again")
+        # An instance id may lie under a stuff mask that won the pixel later: stuff has no instances.
+        instance = np.where(self._is_thing[semantic], instance, 0)
+        size = (self._output.width, self._output.height)
+        return CompactMap(
+            _smallest(resize_nearest(semantic, *size)),
+            _smallest(resize_nearest(instance, *size)),
+            None if score is None else np.ascontiguousarray(resize_nearest(score, *size), dtype=np.uint8),
+        )
+
+
+def open_scene(
+    folder: Path,
+    *,
+    masks: str | None = "medium",
+    image_size: tuple[int, int] | None = None,
+    stride: int = 1,
+    split_file: Path | None = None,
+    label_space: Path | None = None,
+    test_every: int = 5,
+    cache_bytes: int = 2 << 30,
+    max_depth: float = 8.0,
+) -> Scene:
+    """Open a scene folder; images are decoded when they are asked for.
+
+    Frames whose pose is not finite (the tracker was lost) are dropped and reported. The split is that of
+    ``split_file``, else of ``<scene>/splits.json``, else every ``test_every``-th kept frame is test (0: none).
+    ``stride`` keeps every stride-th frame; where a split file rules, it thins the training frames only, so the test set
+    stays comparable.
+
+    Args:
+        folder: the scene's folder.
+        masks: pseudo-masks: NAME for the folder ``masks_NAME`` in the scene, or a path; None or "none" for none.
+        image_size: (width, height) of all maps; None keeps the colour images' size.
+        label_space: a ``classes.json`` elsewhere.
+        cache_bytes: budget of the cache of decoded frames.
+        max_depth: metres; measurements beyond count as none.
+
+    Raises:
+        UserError: something is missing, damaged or contradictory; names the file and the remedy.
+    """
+    if stride < 1 or test_every < 0 or max_depth <= 0 or (image_size is not None and min(image_size) < 1):
+        raise UserError(
+            f"data: stride {stride} must be at least 1, test_every {test_every} at least 0, max_depth {max_depth} "
+            f"positive, image_size {image_size} positive"
+        )
+    labels = _read_labels(folder, label_space)
+    mask_folder = _find_masks(folder, masks)
+    files, lost, total = _join(folder, mask_folder)
+    color, depth = _read_intrinsics(folder, files[0])
+    size = image_size or (color.width, color.height)
+    kept = list(range(len(files)))
+    split_path = split_file or folder / "splits.json"
+    if split_file is not None or split_path.is_file():
+        train, test = _read_split(split_path, files, lost)
+        train = train[::stride]
+    else:
+        kept = kept[::stride]
+        test = [i for n, i in enumerate(kept) if test_every and n % test_every == 0]
+        train = [i for i in kept if i not in set(test)]
+    _check_labelled(files, train, test, folder, mask_folder)
+    log.info(
+        "%s: %d of %d frames have a pose (%d lost), %d train, %d test, %dx%d, %s, %s, masks %s",
+        folder.name, len(files), total, len(lost), len(train), len(test), *size,
+        "depth" if depth else "no depth", "ground truth" if files[test[0] if test else 0].label else "no ground truth",
+        mask_folder.name if mask_folder else "none",
+    )  # fmt: skip
+    # Only frames in use stay in the source, so that indices are dense.
+    used = sorted({*train, *test})
+    place = {old: new for new, old in enumerate(used)}
+    source = ScanNetSource([files[i] for i in used], color, depth, size, labels, max_depth, cache_bytes)
+    return Scene(
+        dataset="scannet",
+        name=folder.name,
+        synthetic=(folder / "synthetic.json").is_file(),
+        source=source,
+        train=tuple(place[i] for i in train),
+        test=tuple(place[i] for i in test),
+        labels=labels,
+        mask_hash=_hash_masks([files[i] for i in train]) if mask_folder else "",
+        data_hash=_hash_names_and_sizes(folder),
+    )
+
+
+def _read_labels(folder: Path, label_space: Path | None) -> LabelSpace:
+    path = label_space or folder / "classes.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file: a scene needs its classes, "
+            '{"classes": [{"id": 1, "name": "wall", "thing": false}, ...], "gt_map": {"<raw ScanNet id>": 1, ...}}; '
+            "write it, or pass one as data.label_space"
+        )
+    try:
+        labels = LabelSpace.load(path)
+    except ValueError as error:
+        raise UserError(f"{error}: correct the file") from error
+    if not labels.classes:
+        raise UserError(f"{path}: lists no classes: add at least one")
+    return replace(labels, name=folder.name)
+
+
+def _find_masks(folder: Path, masks: str | None) -> Path | None:
+    if masks is None or masks in ("", "none"):
+        return None
+    # A name first: a folder that happens to be called "medium" in the working directory must not win.
+    named = folder / f"masks_{masks}"
+    path = named if named.is_dir() else Path(masks).expanduser()
+    if not path.is_dir():
+        known = sorted(p.name.removeprefix("masks_") for p in folder.glob("masks_*") if p.is_dir())
+        choices = ", ".join([*known, "none"])
+        raise UserError(f"{named}: no such folder of pseudo-masks; set data.masks to one of: {choices}")
+    semantic = path / "semantic_image"
+    if not any(semantic.glob("*.png")):
+        if any(semantic.glob("*.jpg")):
+            raise UserError(f"{semantic}: holds JPEG files, which garble class ids: write the masks as PNG")
+        raise UserError(f"{semantic}: holds no PNG file: the mask set is empty, make the masks again")
+    return path
+
+
+def _list_numbered(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
+    """Files of a folder by frame number, in numeric order; {} if there is no such folder."""
+    found: dict[int, Path] = {}
+    if not folder.is_dir():
+        return found
+    for path in folder.iterdir():
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if not path.stem.isdecimal():
+            raise UserError(f"{path}: its name is not a frame number; expected {folder.name}/<number>{path.suffix}")
+        other = found.setdefault(int(path.stem), path)
+        if other != path:
+            raise UserError(f"{path}: is the same frame number as {other.name}: remove one of them")
+    return dict(sorted(found.items()))
+
+
+def _join(folder: Path, masks: Path | None) -> tuple[list[FrameFiles], set[int], int]:
+    """Frames that have a finite pose, the numbers of those that have none, and how many colour images there are."""
+    color = _list_numbered(folder / "color", COLOR_SUFFIXES)
+    if not color:
+        raise UserError(
+            f"{folder / 'color'}: holds no images; expected a scene in ScanNet's exported layout "
+            "(color/ depth/ pose/ intrinsic/): check data.root and data.scene"
+        )
+    depth = _list_numbered(folder / "depth", (".png",))
+    pose = _list_numbered(folder / "pose", (".txt",))
+    label = _list_numbered(folder / "label-filt", (".png",))
+    instance = _list_numbered(folder / "instance-filt", (".png",))
+    sets = ("semantic_image", "instance_image", "score")
+    semantic_masks, instance_masks, scores = (_list_numbered(masks / s, (".png",)) if masks else {} for s in sets)
+    _need_partner(depth, color, folder / "color", "colour image")
+    _need_partner(color, pose, folder / "pose", "pose")
+    if depth:
+        _need_partner(color, depth, folder / "depth", "depth image")
+    _need_partner(label, instance, folder / "instance-filt", "instance image")
+    _need_partner(semantic_masks, instance_masks, (masks or folder) / "instance_image", "instance image")
+    if scores:
+        _need_partner(semantic_masks, scores, (masks or folder) / "score", "score image")
+    poses = {number: _read_pose(pose[number]) for number in color}
+    lost = {number for number, matrix in poses.items() if matrix is None}
+    files = [
+        FrameFiles(
+            number=number,
+            name=color[number].stem,
+            world_to_camera=matrix,
+            color=color[number],
+            depth=depth.get(number),
+            label=label.get(number),
+            instance=instance.get(number) if number in label else None,
+            mask_semantic=semantic_masks.get(number),
+            mask_instance=instance_masks.get(number),
+            mask_score=scores.get(number),
+        )
+        for number, matrix in poses.items()
+        if matrix is not None
+    ]
+    if not files:
+        raise UserError(f"{folder / 'pose'}: no pose is finite: the scene's tracking failed, use another scene")
+    return files, lost, len(color)
+
+
+def _need_partner(have: Mapping[int, Path], partners: Mapping[int, Path], folder: Path, what: str) -> None:
+    missing = [path for number, path in have.items() if number not in partners]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}: has no {what} of its frame number in {folder}{more}: export the scene again")
+
+
+def _read_matrix(path: Path, sizes: Iterable[int]) -> NDArray[np.float64]:
+    """Square matrix of a text file.
+
+    Raises:
+        UserError: not numbers, or not one of the given sizes.
+    """
+    try:
+        values = np.array(path.read_text().split(), dtype=np.float64)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file: export the scene again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not a text file of numbers ({error}): export it again") from error
+    for size in sizes:
+        if values.size == size * size:
+            return values.reshape(size, size)
+    expected = " or ".join(f"{s}x{s}" for s in sizes)
+    raise UserError(f"{path}: holds {values.size} numbers instead of a {expected} matrix: export it again")
+
+
+def _read_pose(path: Path) -> Tensor | None:
+    """world_to_camera [4, 4] float32 of a camera-to-world file; None if the tracker was lost (any entry not finite)."""
+    matrix = _read_matrix(path, (4,))
+    if not np.isfinite(matrix).all():
+        return None
+    rotation = matrix[:3, :3]
+    u, _, vt = np.linalg.svd(rotation)
+    nearest = u @ vt
+    if np.abs(nearest - rotation).max() > 0.01 or np.linalg.det(nearest) < 0:
+        raise UserError(f"{path}: its 3x3 part is no rotation, so it is no camera-to-world pose: export it again")
+    # Text files carry six digits: the nearest rotation keeps R Rᵀ = 1 to float32.
+    out = np.eye(4)
+    out[:3, :3] = nearest.T
+    out[:3, 3] = -nearest.T @ matrix[:3, 3]
+    return torch.from_numpy(out.astype(np.float32))
+
+
+def _read_intrinsics(folder: Path, first: FrameFiles) -> tuple[Pinhole, Pinhole | None]:
+    """Intrinsics of colour and depth images at their stored sizes."""
+    facts = _read_facts(folder / f"{folder.name}.txt")
+    color = _read_pinhole(folder / "intrinsic" / "intrinsic_color.txt", first.color, facts, "color")
+    if first.depth is None:
+        return color, None
+    path = folder / "intrinsic" / "intrinsic_depth.txt"
+    if path.is_file():
+        depth = _read_pinhole(path, first.depth, facts, "depth")
+    else:
+        depth = color.resized(*size_of_image(first.depth))
+    extrinsic = folder / "intrinsic" / "extrinsic_depth.txt"
+    if extrinsic.is_file() and np.abs(_read_matrix(extrinsic, (4,)) - np.eye(4)).max() > 0.001:
+        log.warning("%s: is not the identity; depth is used as if taken from the colour camera's place", extrinsic)
+    return color, depth
+
+
+def _read_facts(path: Path) -> dict[str, str]:
+    """``key = value`` lines of ``<scene>.txt``; {} without the file."""
+    if not path.is_file():
+        return {}
+    pairs = (line.split("=", 1) for line in path.read_text(errors="replace").splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _read_pinhole(path: Path, image: Path, facts: Mapping[str, str], kind: str) -> Pinhole:
+    """Intrinsics at the size of ``image``; the file's are for the size in ``<scene>.txt``, else for the image's own."""
+    matrix = _read_matrix(path, (4, 3))
+    width, height = size_of_image(image)
+    try:
+        stated = (int(facts.get(f"{kind}Width", width)), int(facts.get(f"{kind}Height", height)))
+    except ValueError as error:
+        raise UserError(
+            f"{path.parents[1] / path.parents[1].name}.txt: {kind}Width or {kind}Height is no number: correct it"
+        ) from error
+    fx, fy, cx, cy = (float(v) for v in (matrix[0, 0], matrix[1, 1], matrix[0, 2] + 0.5, matrix[1, 2] + 0.5))
+    # A principal point far from the middle means intrinsics of another image size, the usual slip after resizing.
+    off_centre = not (0.25 < cx / stated[0] < 0.75 and 0.25 < cy / stated[1] < 0.75)
+    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0) or off_centre:
+        raise UserError(
+            f"{path}: focal length ({fx:g}, {fy:g}) and centre ({cx:g}, {cy:g}) do not fit images of "
+            f"{stated[0]}x{stated[1]}: give the intrinsics of the stored images, or state {kind}Width and {kind}Height "
+            f"of the intrinsics in {path.parents[1].name}.txt"
+        )
+    return Pinhole(*stated, fx, fy, cx, cy).resized(width, height)
+
+
+def _read_split(path: Path, files: Sequence[FrameFiles], lost: set[int]) -> tuple[list[int], list[int]]:
+    """Positions of the train and test frames; frames without a pose are left out."""
+    place = {f.number: i for i, f in enumerate(files)}
+    try:
+        data = json.loads(path.read_text())
+        names = {part: [int(name) for name in data[part]] for part in ("train", "test")}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such split file: correct data.split_file") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}: is not {{"train": [frame, ...], "test": [frame, ...]}} ({error!r}): correct it'
+        ) from error
+    for number in (*names["train"], *names["test"]):
+        if number not in place and number not in lost:
+            raise UserError(f"{path}: names frame {number}, which the scene does not have: correct the split")
+    both = sorted(set(names["train"]) & set(names["test"]))
+    if both:
+        raise UserError(f"{path}: frame {both[0]} is both train and test ({len(both)} such frames): correct the split")
+    train, test = (sorted({place[n] for n in names[part] if n in place}) for part in ("train", "test"))
+    return train, test
+
+
+def _check_labelled(
+    files: Sequence[FrameFiles], train: Sequence[int], test: Sequence[int], folder: Path, masks: Path | None
+) -> None:
+    """Training frames need masks where there is a mask set, test frames the truth where the scene has any."""
+    if not train:
+        raise UserError(f"{folder}: no training frames are left: check the split file, data.stride and data.test_every")
+    bare = [files[i] for i in train if files[i].mask_semantic is None]
+    if masks and bare:
+        raise UserError(
+            f"{masks / 'semantic_image'}: has no mask of training frame {bare[0].name} ({len(bare)} such frames): "
+            "make the masks of all training frames"
+        )
+    bare = [files[i] for i in test if files[i].label is None]
+    if any(f.label for f in files) and bare:
+        raise UserError(
+            f"{folder / 'label-filt'}: has no label of test frame {bare[0].name} ({len(bare)} such frames): "
+            "extract all labels again"
+        )
+
+
+def _hash_masks(files: Sequence[FrameFiles]) -> str:
+    """sha256 over the names and contents of the pseudo-mask files of these frames."""
+    digest = hashlib.sha256()
+    for frame in files:
+        for path in (frame.mask_semantic, frame.mask_instance, frame.mask_score):
+            if path is not None:
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.parent.name}/{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash_names_and_sizes(folder: Path) -> str:
+    """sha256 over the names and sizes of the scene's files, pseudo-masks left out."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder)
+        if not name.parts[0].startswith(("masks_", ".")):
+            digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _smallest(ids: NDArray[np.generic]) -> NDArray[np.uint8 | np.uint16]:
+    """The same ids in one byte where they fit, else in two."""
+    return np.ascontiguousarray(ids, dtype=np.uint8 if int(ids.max(initial=0)) < 256 else np.uint16)

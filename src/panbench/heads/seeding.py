@@ -1,0 +1,155 @@
+"""Where instance queries start: 3D points of the thing masks, grouped by how often views show them in one mask.
+
+A point of a mask is back-projected with the sensor depth and the points are thinned on a voxel grid. Two points that
+many views see in the same mask belong together; two that many views see in different masks do not. Ids need not agree
+between views for that, and a mask that merges two objects in a few views is outvoted by the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from scipy.spatial.transform import Rotation
+
+from panbench.scene import Frame, Scene
+
+Floats = NDArray[np.float32]
+_PIXEL_STEP = 2  # mask pixels that are back-projected, per axis
+_MIN_SCALE = 0.03  # metres: smallest standard deviation of a seed
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Gaussians that queries start as, and the mask points they came from.
+
+    Attributes:
+        means: [Q, 3], world, metres. log_scales: [Q, 3], of the standard deviations along the axes of quats [Q, 4].
+        points: [P, 3], thinned mask points. owner: [P], which seed each belongs to.
+        normals_free: unused rows never occur: every seed owns at least one point.
+    """
+
+    means: Floats
+    log_scales: Floats
+    quats: Floats
+    points: Floats
+    owner: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one frame says of the points: which it sees, and in which mask (0: none)."""
+
+    seen: NDArray[np.bool_]
+    mask: NDArray[np.int64]
+    stuff: NDArray[np.bool_]
+
+
+def seed_queries(
+    scene: Scene, *, spacing: float = 0.06, max_points: int = 3000, min_points: int = 3, cut: float = 0.5
+) -> Seeds:
+    """Group the thing-mask points of the training frames.
+
+    Args:
+        spacing: edge of the thinning voxels, metres; grows until at most ``max_points`` points remain.
+        min_points: groups of fewer points are dropped, if larger ones exist.
+        cut: average-linkage distance at which groups are cut: 1 − share of common views in which both points lie in
+            the same mask.
+    """
+    frames = [f for f in scene.frames(scene.train) if f.masks is not None and f.depth is not None]
+    raw = [_mask_points(f) for f in frames]
+    points = np.concatenate(raw) if raw else np.zeros((0, 3), np.float32)
+    points = _thin(points, spacing, max_points)
+    views = [_look(f, points, spacing) for f in frames]
+    if len(points):
+        thing = np.sum([v.mask > 0 for v in views], axis=0)
+        stuff = np.sum([v.stuff for v in views], axis=0)
+        keep = (thing > stuff) & (thing > 0)
+        points = points[keep]
+        views = [_View(v.seen[keep], v.mask[keep], v.stuff[keep]) for v in views]
+    owner = _group(points, views, cut)
+    return _summarise(points, owner, min_points)
+
+
+def _mask_points(frame: Frame) -> Floats:
+    assert frame.masks is not None and frame.depth is not None
+    step = slice(_PIXEL_STEP // 2, None, _PIXEL_STEP)
+    inside = ((frame.masks.instance > 0) & (frame.depth > 0))[step, step]
+    return frame.camera.unproject(frame.depth)[step, step][inside].numpy().astype(np.float32)
+
+
+def _thin(points: Floats, spacing: float, max_points: int) -> Floats:
+    """Mean of the points in each voxel; the voxels grow by a fifth until few enough remain."""
+    while len(points):
+        cells = np.floor(points / spacing).astype(np.int64)
+        _, inverse, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+        inverse = inverse.reshape(-1)
+        if len(count) <= max_points:
+            sums = np.stack([np.bincount(inverse, points[:, k], len(count)) for k in range(3)], axis=1)
+            return (sums / count[:, None]).astype(np.float32)
+        spacing *= 1.2
+    return points
+
+
+def _look(frame: Frame, points: Floats, spacing: float) -> _View:
+    """Project the points into a frame; one is seen if the sensor measured its depth there, within the spacing."""
+    import torch
+
+    assert frame.masks is not None and frame.depth is not None
+    pixels, z = frame.camera.project(torch.from_numpy(points))
+    x, y = pixels.floor().long().unbind(-1)
+    inside = (z > 0) & (x >= 0) & (x < frame.camera.width) & (y >= 0) & (y < frame.camera.height)
+    x, y = x.clamp(0, frame.camera.width - 1), y.clamp(0, frame.camera.height - 1)
+    measured = frame.depth[y, x]
+    seen = (inside & (measured > 0) & ((measured - z).abs() < spacing + 0.01 * z)).numpy()
+    mask = np.where(seen, frame.masks.instance[y, x].numpy().astype(np.int64), 0)
+    stuff = seen & (mask == 0) & (frame.masks.semantic[y, x].numpy() > 0)
+    return _View(seen, mask, stuff)
+
+
+def _group(points: Floats, views: list[_View], cut: float) -> NDArray[np.int64]:
+    count = len(points)
+    if count < 2:
+        return np.zeros(count, np.int64)
+    columns = [v.mask == i for v in views for i in np.unique(v.mask[v.mask > 0])]
+    member = np.stack(columns, axis=1).astype(np.float32)
+    in_mask = np.stack([v.mask > 0 for v in views], axis=1).astype(np.float32)
+    same = member @ member.T
+    both = in_mask @ in_mask.T
+    gap = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    # Without a common view nearness decides, weakly: one view's worth of evidence.
+    prior = np.clip(1.0 - gap / 0.4, 0.0, 1.0)
+    distance = 1.0 - (same + prior) / (both + 1.0)
+    np.fill_diagonal(distance, 0.0)
+    tree = linkage(squareform(distance, checks=False), method="average")
+    return fcluster(tree, cut, criterion="distance").astype(np.int64) - 1
+
+
+def _summarise(points: Floats, owner: NDArray[np.int64], min_points: int) -> Seeds:
+    sizes = np.bincount(owner) if len(owner) else np.zeros(0, np.int64)
+    kept = np.flatnonzero(sizes >= min(min_points, int(sizes.max(initial=0))))
+    rename = np.full(len(sizes), -1)
+    rename[kept] = np.arange(len(kept))
+    owner = rename[owner] if len(owner) else owner
+    points, owner = points[owner >= 0], owner[owner >= 0]
+    means, scales, quats = [], [], []
+    for seed in range(len(kept)):
+        mine = points[owner == seed].astype(np.float64)
+        centre = np.median(mine, axis=0)
+        values, axes = np.linalg.eigh((mine - centre).T @ (mine - centre) / len(mine))
+        if np.linalg.det(axes) < 0:
+            axes[:, 0] *= -1
+        means.append(centre)
+        scales.append(np.log(np.maximum(np.sqrt(np.maximum(values, 0)), _MIN_SCALE)))
+        quats.append(Rotation.from_matrix(axes).as_quat(scalar_first=True))
+    shape = (len(kept), -1)
+    return Seeds(
+        means=np.asarray(means, np.float32).reshape(*shape) if means else np.zeros((0, 3), np.float32),
+        log_scales=np.asarray(scales, np.float32).reshape(*shape) if means else np.zeros((0, 3), np.float32),
+        quats=np.asarray(quats, np.float32).reshape(*shape) if means else np.zeros((0, 4), np.float32),
+        points=points,
+        owner=owner.astype(np.int64),
+    )

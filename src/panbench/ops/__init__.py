@@ -1,0 +1,23 @@
+"""The operators: project, bin, blend, attend, ssim, spherical_harmonics; one signature, several back ends.
+
+Nothing is compiled on import: the first call decides (:mod:`panbench.ops.backend`).
+"""
+
+from panbench.ops.attention import attend
+from panbench.ops.project import Kind, Projected, project
+from panbench.ops.rasterize import Bins, Blended, bin, blend
+from panbench.ops.spherical_harmonics import spherical_harmonics
+from panbench.ops.ssim import ssim
+
+__all__ = [
+    "Bins",
+    "Blended",
+    "Kind",
+    "Projected",
+    "attend",
+    "bin",
+    "blend",
+    "project",
+    "spherical_harmonics",
+    "ssim",
+]

@@ -1,0 +1,117 @@
+"""Fake (shape-only) and autograd kernels of the compiled operators ``torch.ops.panbench.*``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_WIDTH = (7, 13)  # geometry columns of ellipsoids and discs
+
+
+def register() -> None:
+    """Attach shapes and gradients to the operators of the library that was just loaded. Call once."""
+    fake = torch.library.register_fake
+    fake("panbench::project")(_project_fake)
+    fake("panbench::project_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:4]))
+    fake("panbench::bin")(_bin_fake)
+    fake("panbench::blend")(_blend_fake)
+    fake("panbench::blend_backward")(lambda *args: (torch.empty_like(args[0]), torch.empty_like(args[1])))
+    fake("panbench::attend")(lambda features, means, queries, *_: features.new_empty(len(features), len(queries)))
+    fake("panbench::attend_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:5]))
+    fake("panbench::ssim")(lambda x, y: (x.new_empty(()), torch.empty_like(x)))
+    fake("panbench::spherical_harmonics")(lambda dc, rest, means, camera, ids, degree: dc.new_empty(len(ids), 3))
+    fake("panbench::spherical_harmonics_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
+    grad = torch.library.register_autograd
+    grad("panbench::project", _project_backward, setup_context=_project_context)
+    grad("panbench::blend", _blend_backward, setup_context=_blend_context)
+    grad("panbench::attend", _attend_backward, setup_context=_attend_context)
+    grad("panbench::ssim", _ssim_backward, setup_context=_ssim_context)
+    grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
+
+
+def _project_fake(means: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    visible = torch.library.get_ctx().new_dynamic_size()
+    width = _WIDTH[args[-3]]
+    return (
+        means.new_empty(visible, dtype=torch.int64),
+        means.new_empty(visible, width),
+        means.new_empty(visible, 3),
+    )
+
+
+def _bin_fake(geometry: Tensor, width: int, height: int, kind: int) -> tuple[Tensor, Tensor]:
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    tiles = ((width + 15) // 16) * ((height + 15) // 16)
+    return geometry.new_empty(tiles + 1, dtype=torch.int32), geometry.new_empty(pairs, dtype=torch.int32)
+
+
+def _blend_fake(
+    geometry: Tensor, features: Tensor, offsets: Tensor, tile_ids: Tensor, width: int, height: int, *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    maps = [features.new_empty(height, width) for _ in range(3)]
+    return features.new_empty(height, width, features.shape[1]), maps[0], maps[1], maps[2]
+
+
+def _project_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[0])
+    ctx.numbers = inputs[5:]
+    ctx.mark_non_differentiable(output[0])
+
+
+def _project_backward(ctx: Any, grad_ids: Tensor, grad_geometry: Tensor, grad_normals: Tensor) -> tuple[Any, ...]:
+    *inputs, ids = ctx.saved_tensors
+    grads = torch.ops.panbench.project_backward(
+        *inputs, *ctx.numbers, ids, grad_geometry.contiguous(), grad_normals.contiguous()
+    )
+    return (*grads, *[None] * 10)
+
+
+def _blend_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.numbers = inputs[4:]
+
+
+def _blend_backward(
+    ctx: Any, grad_image: Tensor, grad_alpha: Tensor, grad_depth: Tensor, grad_median: Tensor
+) -> tuple[Any, ...]:
+    grads = torch.ops.panbench.blend_backward(
+        *ctx.saved_tensors,
+        *ctx.numbers,
+        grad_image.contiguous(),
+        grad_alpha.contiguous(),
+        grad_depth.contiguous(),
+        grad_median.contiguous(),
+    )
+    return (*grads, *[None] * 7)
+
+
+def _attend_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.logarithm = inputs[5]
+
+
+def _attend_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return (*torch.ops.panbench.attend_backward(*ctx.saved_tensors, ctx.logarithm, grad.contiguous()), None)
+
+
+def _ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _ssim_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    return grad * ctx.saved_tensors[0], None
+
+
+def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.degree = inputs[5]
+
+
+def _harmonics_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    dc, rest, means = torch.ops.panbench.spherical_harmonics_backward(
+        *ctx.saved_tensors, ctx.degree, grad.contiguous()
+    )
+    return dc, rest, means, None, None, None

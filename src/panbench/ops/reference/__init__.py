@@ -1,0 +1,15 @@
+"""Pure-torch operators: the specification that the other back ends are tested against.
+
+Generic in dtype (float32, float64) and device, differentiable by autograd, written to be read rather than to be fast.
+Nothing here imports the compiled back ends.
+"""
+
+from __future__ import annotations
+
+from panbench.ops.reference.attention import attend
+from panbench.ops.reference.project import project
+from panbench.ops.reference.rasterize import bin, blend
+from panbench.ops.reference.spherical_harmonics import spherical_harmonics
+from panbench.ops.reference.ssim import ssim
+
+__all__ = ["attend", "bin", "blend", "project", "spherical_harmonics", "ssim"]

@@ -1,0 +1,225 @@
+"""What follows training: predictions of the test frames, scores beside the anchors', the contact sheet, the table."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from rich.console import Console
+
+from panbench.data.images import read_color
+from panbench.methods.raw_masks import raw_masks
+from panbench.methods.voxel_vote import voxel_vote
+from panbench.protocol.predictions import PredictionSet
+from panbench.protocol.protocol import Protocol
+from panbench.protocol.results import SceneResult
+from panbench.protocol.score import STRICT, paper_protocol, score
+from panbench.report.pictures import SheetRow, contact_sheet
+from panbench.report.summary import Row, markdown_summary, print_summary
+from panbench.scene import PanopticMap, Scene
+from panbench.training.files import write_text
+from panbench.training.run_dir import RunDirectory, RunManifest
+from panbench.training.write_predictions import WritePredictions
+
+log = logging.getLogger(__name__)
+
+SHEET = "contact_sheet.png"
+_SHEET_VIEWS = 6
+
+
+class Finish:
+    """The stages after training, on one run directory; each can be run again.
+
+    Args:
+        run: the run directory.
+        manifest: its manifest; costs are added to it.
+        protocols: ids to score under, the main one first; None: the dataset's published protocol and the strict one.
+        config: the resolved configuration, for the predictions' manifest.
+
+    Raises:
+        UserError: for an unknown protocol.
+    """
+
+    def __init__(
+        self, run: RunDirectory, manifest: RunManifest, protocols: Sequence[str] | None, config: Mapping[str, Any]
+    ) -> None:
+        ids = protocols or [paper_protocol(manifest.dataset), STRICT]
+        self._protocols = [Protocol.load(name) for name in dict.fromkeys(ids)]
+        self._run = run
+        self._manifest = manifest
+        self._config = config
+        self._image_quality: dict[str, float] = {}
+        self._scores: dict[str, float] = {}
+
+    def predict(
+        self, trainer: L.Trainer, model: L.LightningModule, datamodule: L.LightningDataModule, weights: Path | None
+    ) -> None:
+        """Write the predictions folder. ``weights``: checkpoint to load first; None uses the model as it is."""
+        m = self._manifest
+        scene: Scene = datamodule.scene  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        writer = WritePredictions(
+            self._run.predictions,
+            scene,
+            method=m.method,
+            seed=m.seed,
+            config=self._config,
+            provenance={"versions": m.versions, "machine": m.machine, "config_hash": m.hash, "backend": m.backend},
+            commit=m.commit or "",
+        )
+        callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        loggers = trainer.loggers
+        callbacks.append(writer)
+        trainer.loggers = []  # a test from a checkpoint would log at step 0; see log()
+        try:
+            path = None if weights is None else str(weights)
+            values = trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
+        finally:
+            callbacks.remove(writer)
+            trainer.loggers = loggers
+        found = values[0] if values else {}
+        self._image_quality = {
+            name: float(found[key]) for name, key in (("PSNR", "test/psnr"), ("SSIM", "test/ssim")) if key in found
+        }
+        gaussians = getattr(model, "gaussians", None)
+        if isinstance(gaussians, Sized):
+            m.cost["gaussians"] = float(len(gaussians))
+        m.cost["peak_memory_bytes"] = max(m.cost.get("peak_memory_bytes", 0.0), _peak_memory(model.device))
+
+    def score(self, scene: Scene) -> list[Row]:
+        """Score the run, the raw pseudo-masks and the voxel vote; write ``result.json``, ``results/`` and ``table.md``."""
+        truth: dict[str, PanopticMap] = {f.name: f.truth for f in scene.frames(scene.test) if f.truth is not None}
+        if len(truth) < len(scene.test) or not truth:
+            log.warning("%s has no ground truth for all test frames: nothing to score", scene.name)
+            return []
+        m = self._manifest
+        rows = [Row(m.method, self._scored(self._run.predictions, m.method, truth, scene, m.cost, self._image_quality))]
+        for name, method in _ANCHORS.items():
+            folder = self._run.anchors / name
+            started = time.monotonic()
+            method(scene, folder)
+            cost = {"fit_seconds": time.monotonic() - started} if name != "raw-masks" else {}
+            rows.append(Row(name, self._scored(folder, name, truth, scene, cost, {})))
+        write_text(self._run.path / "table.md", markdown_summary(rows))
+        self._scores = {f"{p}/{k}": v for p, result in rows[0].results.items() for k, v in result.metrics.items()}
+        return rows
+
+    def log(self, loggers: Sequence[Logger]) -> None:
+        """Give the image quality and the scores to the loggers, at the last step of training."""
+        values = {f"test/{k.lower()}": v for k, v in self._image_quality.items()} | self._scores
+        for logger in loggers:
+            logger.log_metrics(values, step=self._manifest.steps)
+            logger.save()
+
+    def draw(self, scene: Scene) -> Path:
+        """Write ``pictures/contact_sheet.png``: test views spread evenly over the scene."""
+        predictions = PredictionSet.open(self._run.predictions)
+        count = min(_SHEET_VIEWS, len(scene.test))
+        chosen = [scene.test[round(i)] for i in np.linspace(0, len(scene.test) - 1, count)]
+        rows: list[SheetRow] = []
+        for frame in scene.frames(chosen):
+            map_, truth = predictions.read(frame.name), frame.truth
+            color, depth = predictions.color(frame.name), predictions.depth(frame.name)
+            rows.append(
+                SheetRow(
+                    name=frame.name,
+                    photo=frame.color.cpu().numpy(),
+                    semantic=map_.semantic.numpy(),
+                    instance=map_.instance.numpy(),
+                    render=None if color is None else color.numpy(),
+                    depth=None if depth is None else depth.numpy(),
+                    normal=_read_normal(self._run.predictions / "normal" / f"{frame.name}.png"),
+                    true_semantic=None if truth is None else truth.semantic.cpu().numpy(),
+                    true_instance=None if truth is None else truth.instance.cpu().numpy(),
+                )
+            )
+        m = self._manifest
+        title = f"{m.method} on {m.dataset} {m.scene}{' (synthetic)' if m.synthetic else ''}, seed {m.seed}"
+        return contact_sheet(rows, scene.labels, self._run.pictures / SHEET, title=title)
+
+    def _scored(
+        self,
+        folder: Path,
+        name: str,
+        truth: Mapping[str, PanopticMap],
+        scene: Scene,
+        cost: Mapping[str, float],
+        quality: Mapping[str, float],
+    ) -> dict[str, SceneResult]:
+        predictions = PredictionSet.open(folder)
+        out: dict[str, SceneResult] = {}
+        for i, protocol in enumerate(self._protocols):
+            result = score(predictions, truth, scene.labels, protocol, synthetic=scene.synthetic, cost=cost)
+            result.metrics.update(quality)
+            result.save(_result_path(self._run, None if name == self._manifest.method else name, i, protocol.id))
+            out[protocol.id] = result
+        return out
+
+
+_ANCHORS: dict[str, Callable[[Scene, Path], Path]] = {"raw-masks": raw_masks, "voxel-vote": voxel_vote}
+
+
+def show_result(run: RunDirectory, console: Console) -> None:
+    """Print a finished run's table and where its files are."""
+    rows = load_rows(run)
+    if rows:
+        print_summary(rows, console)
+    for what, path in (
+        ("pictures", run.pictures / SHEET),
+        ("scores", run.result),
+        ("table", run.path / "table.md"),
+        ("predictions", run.predictions),
+    ):
+        if path.exists():
+            console.print(f"{what:<12}{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def load_rows(run: RunDirectory) -> list[Row]:
+    """The scored rows of a run directory, the run first; empty without scores.
+
+    Raises:
+        UserError: if a result cannot be read.
+    """
+    if not run.result.is_file():
+        return []
+    main = SceneResult.load(run.result)
+    found: dict[str, dict[str, SceneResult]] = {main.method: {main.protocol: main}}
+    for path in sorted(run.results.glob("*.json")):
+        result = SceneResult.load(path)
+        found.setdefault(result.method, {})[result.protocol] = result
+    order = {main.protocol: 0}
+    return [
+        Row(name, dict(sorted(by.items(), key=lambda item: (order.get(item[0], 1), item[0]))))
+        for name, by in found.items()
+    ]
+
+
+def _result_path(run: RunDirectory, anchor: str | None, index: int, protocol: str) -> Path:
+    if anchor is None and index == 0:
+        return run.result
+    return run.results / f"{anchor or 'run'}.{protocol}.json"
+
+
+def _read_normal(path: Path) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    if not path.exists():
+        return None
+    coded = read_color(path)
+    normal = coded.astype(np.float32) / 127.5 - 1.0
+    normal[(coded == 0).all(axis=-1)] = 0.0
+    return normal
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Bytes: the most that torch held on a GPU, or the most that the process had on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,0 +1,596 @@
+"""The C++ back end against the reference in float64: values and gradients.
+
+Tolerances are relative to the largest entry of a quantity (of a column, for geometry). Where float32 and float64 fall on
+different sides of a threshold (alpha 1/255, transmittance 1e-4 and 1/2, the near plane), a pixel may differ by a whole
+contribution: such pixels must be very few, and are left out of the gradients that are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from panbench import ops
+from panbench.ops.backend import load_cpu
+from panbench.ops.project import KIND_CODE, Kind
+from panbench.scene import Camera
+
+KINDS: list[Kind] = ["ellipsoid", "disc"]
+NEAR = 0.2
+BAND = 2e-3
+"""Share of pixels that may sit at a threshold."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    load_cpu()
+
+
+# ----------------------------------------------------------------------------------------------------------- cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """A view of Gaussians, float32."""
+
+    width: int
+    height: int
+    means: Tensor
+    quats: Tensor
+    log_scales: Tensor
+    opacity_logits: Tensor
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.means, self.quats, self.log_scales, self.opacity_logits]
+
+    @property
+    def camera(self) -> Camera:
+        pose = torch.eye(4)
+        angle = 0.4
+        pose[0, 0] = pose[2, 2] = math.cos(angle)
+        pose[0, 2], pose[2, 0] = math.sin(angle), -math.sin(angle)
+        pose[:3, 3] = torch.tensor([0.1, -0.05, 0.2])
+        focal = 0.7 * max(self.width, self.height)
+        return Camera(self.width, self.height, focal, 1.1 * focal, 0.52 * self.width, 0.47 * self.height, pose)
+
+
+def random_case(
+    count: int = 300, width: int = 70, height: int = 50, seed: int = 0, size: float = -3.2, opacity: float = 0.0
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    z = 0.5 + 3 * torch.rand(count, 1, generator=generator)
+    local = torch.cat([(torch.rand(count, 2, generator=generator) * 2 - 1) * z, z], dim=-1)
+    case = Case(
+        width,
+        height,
+        local,
+        torch.randn(count, 4, generator=generator),
+        size + torch.randn(count, 3, generator=generator),
+        opacity + 2 * torch.randn(count, generator=generator),
+    )
+    camera = case.camera
+    return replace(case, means=(local - camera.translation) @ camera.rotation)
+
+
+def single() -> Case:
+    return random_case(1, seed=3)
+
+
+def empty() -> Case:
+    case = random_case(4)
+    return Case(case.width, case.height, *(p[:0] for p in case.parameters))
+
+
+def behind() -> Case:
+    case = random_case(5)
+    camera = case.camera
+    local = case.means @ camera.rotation.T + camera.translation
+    return replace(case, means=(-local - camera.translation) @ camera.rotation)
+
+
+def some_behind() -> Case:
+    case = random_case(40, seed=1, size=-2.0)
+    means = case.means.clone()
+    means[::2] = behind().means[0]
+    return replace(case, means=means)
+
+
+def huge() -> Case:
+    """Scales of 10 m: every Gaussian covers the picture, most discs cross the camera plane."""
+    case = random_case(12, seed=4, opacity=-2.0)
+    return replace(case, log_scales=torch.full_like(case.log_scales, math.log(10.0)))
+
+
+def points() -> Case:
+    """Every other Gaussian has no extent."""
+    case = random_case(60, seed=5)
+    scales = case.log_scales.clone()
+    scales[::2] = -80.0
+    scales[::4, 0] = -2.0
+    return replace(case, log_scales=scales)
+
+
+def edge_on() -> Case:
+    """Discs whose planes hold, exactly or nearly, the ray to their centres."""
+    case = random_case(60, seed=6, size=-2.0)
+    camera = case.camera
+    local = case.means @ camera.rotation.T + camera.translation
+    normal = torch.linalg.cross(local, torch.tensor([0.3, -1.0, 0.2]).expand_as(local))
+    normal = torch.nn.functional.normalize(normal, dim=-1) @ camera.rotation
+    normal[::2] += 1e-3 * torch.nn.functional.normalize(local[::2] @ camera.rotation, dim=-1)
+    # The quaternion that takes z to the normal.
+    quats = torch.stack([1 + normal[:, 2], -normal[:, 1], normal[:, 0], torch.zeros(60)], dim=-1)
+    return replace(case, quats=quats)
+
+
+def duplicates() -> Case:
+    """Every Gaussian five times, so that depths tie, with features that differ."""
+    case = random_case(30, seed=7, size=-2.0)
+    return Case(case.width, case.height, *(p.repeat(5, *[1] * (p.dim() - 1)) for p in case.parameters))
+
+
+def spoilt() -> Case:
+    """Parameters that are not numbers, or not finite, here and there."""
+    case = random_case(90, seed=8)
+    means, quats, scales, logits = (p.clone() for p in case.parameters)
+    means[0, 1], means[1, 2], means[2, 0] = math.nan, math.inf, -math.inf
+    quats[3, 0], quats[4, 3], quats[5] = math.nan, math.inf, 0.0
+    scales[6, 0], scales[7, 1], scales[8, 0], scales[9, 1] = math.nan, math.inf, -math.inf, 90.0
+    logits[10], logits[11], logits[12] = math.nan, -math.inf, math.inf
+    return replace(case, means=means, quats=quats, log_scales=scales, opacity_logits=logits)
+
+
+def opaque() -> Case:
+    """Most alphas are clamped, and most pixels stop early."""
+    return random_case(400, seed=9, size=-2.0, opacity=6.0)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "random": random_case,
+    "dense": lambda: random_case(2500, 100, 75, seed=2, size=-4.0, opacity=1.0),
+    "empty": empty,
+    "single": single,
+    "behind": behind,
+    "some behind": some_behind,
+    "huge": huge,
+    "points": points,
+    "edge-on": edge_on,
+    "one pixel": lambda: random_case(200, 1, 1, size=-1.5),
+    "one row": lambda: random_case(200, 33, 1, size=-2.5),
+    "one column": lambda: random_case(200, 1, 47, size=-2.5),
+    "odd size": lambda: random_case(200, 61, 31, seed=11),
+    "whole tiles": lambda: random_case(200, 64, 48, seed=12),
+    "duplicates": duplicates,
+    "spoilt": spoilt,
+    "opaque": opaque,
+}
+
+
+@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+# ------------------------------------------------------------------------------------------------------ comparison
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float, what: str, dim: int | None = None) -> None:
+    """Error at most ``tolerance`` of the largest entry (per column, if the rows' dimension is given)."""
+    assert found.shape == expected.shape, what
+    assert found.isfinite().all(), f"{what}: not finite"
+    if found.numel() == 0:
+        return
+    size = expected.abs().amax(dim=dim, keepdim=True) if dim is not None else expected.abs().max()
+    excess = ((found.double() - expected).abs() - tolerance * size).max().item()
+    assert excess <= 1e-12, f"{what}: error exceeds {tolerance:g} of {size.flatten().tolist()[:13]} by {excess:g}"
+
+
+def doubles(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().double().requires_grad_(t.is_floating_point()) for t in tensors]
+
+
+def singles(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
+
+
+def random_like(t: Tensor, seed: int) -> Tensor:
+    return torch.randn(t.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def visible(case: Case, kind: Kind, parameters: list[Tensor], backend: ops.backend.Backend) -> ops.Projected:
+    means, quats, log_scales, logits = parameters
+    return ops.project(means, quats, log_scales, logits, case.camera, kind=kind, near=NEAR, backend=backend)
+
+
+# ------------------------------------------------------------------------------------------------------- projection
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projections_agree(case: Case, kind: Kind) -> None:
+    exact, single = doubles(case.parameters), singles(case.parameters)
+    expected, found = visible(case, kind, exact, "reference"), visible(case, kind, single, "cpu")
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.geometry.dtype == torch.float32
+    assert_close(found.geometry, expected.geometry, 2e-5, "geometry", dim=0)
+    assert_close(found.normals, expected.normals, 2e-6, "normals")
+    upstream = random_like(found.geometry, 1) / (1e-12 + expected.geometry.detach().abs().amax(0, keepdim=True))
+    upstream = [upstream.float(), random_like(found.normals, 2)]
+    for name, mine, reference in zip(
+        ("means", "quats", "log_scales", "opacity_logits"),
+        torch.autograd.grad([found.geometry, found.normals], single, upstream),
+        torch.autograd.grad([expected.geometry, expected.normals], exact, [u.double() for u in upstream]),
+        strict=True,
+    ):
+        assert_close(mine, reference, 2e-5, f"gradient of {name}")
+
+
+def test_discs_may_come_with_two_scales() -> None:
+    case = random_case(50)
+    two = replace(case, log_scales=case.log_scales[:, :2].contiguous())
+    parameters = singles(two.parameters)
+    found = visible(two, "disc", parameters, "cpu")
+    assert torch.equal(found.geometry, visible(case, "disc", case.parameters, "cpu").geometry)
+    found.geometry.sum().backward()
+    assert parameters[2].grad is not None
+    assert parameters[2].grad.shape == (50, 2)
+
+
+def test_needles_agree() -> None:
+    """Ellipsoids hundreds of pixels long and a pixel wide: the determinant must not lose its digits."""
+    case = random_case(40, 320, 240, seed=13)
+    scales = torch.tensor([0.5, 1e-4, 1e-4]).log().repeat(40, 1)
+    case = replace(case, log_scales=scales)
+    exact, single = doubles(case.parameters), singles(case.parameters)
+    expected, found = visible(case, "ellipsoid", exact, "reference"), visible(case, "ellipsoid", single, "cpu")
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert_close(found.geometry, expected.geometry, 2e-5, "geometry", dim=0)
+
+
+# --------------------------------------------------------------------------------------------------------- blending
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Geometry and features of what a case shows, float32."""
+
+    case: Case
+    kind: Kind
+    geometry: Tensor
+    features: Tensor
+
+    def blend(
+        self, inputs: list[Tensor], backend: ops.backend.Backend, detached: int, near: float = NEAR
+    ) -> ops.Blended:
+        geometry, features = inputs
+        bins = ops.bin(geometry, self.case.width, self.case.height, kind=self.kind, backend=backend)
+        return ops.blend(
+            geometry,
+            features,
+            bins,
+            self.case.width,
+            self.case.height,
+            kind=self.kind,
+            near=near,
+            detached=detached,
+            backend=backend,
+        )
+
+
+def scene(case: Case, kind: Kind, channels: int) -> Scene:
+    _, geometry, _ = visible(case, kind, [p.double() for p in case.parameters], "reference")
+    generator = torch.Generator().manual_seed(21)
+    return Scene(case, kind, geometry.float(), torch.rand(len(geometry), channels, generator=generator))
+
+
+def check_blending(shown: Scene, detached: int) -> None:
+    inputs = [shown.geometry, shown.features]
+    exact, single = doubles(inputs), singles(inputs)
+    expected, found = shown.blend(exact, "reference", detached), shown.blend(single, "cpu", detached)
+    agree = torch.ones(shown.case.height, shown.case.width, dtype=torch.bool)
+    for name, mine, reference in zip(ops.Blended._fields, found, expected, strict=True):
+        assert mine.shape == reference.shape, name
+        assert mine.dtype == torch.float32
+        assert mine.isfinite().all(), name
+        error = (mine.double() - reference).detach().abs()
+        if error.numel():
+            error = error.reshape(*agree.shape, -1).amax(-1)
+            agree &= error <= 2e-5 * reference.detach().abs().max() + 1e-7
+    assert (~agree).float().mean() <= BAND, f"{(~agree).sum()} of {agree.numel()} pixels differ"
+    upstream = [
+        random_like(m, seed) * agree.reshape(*agree.shape, *[1] * (m.dim() - 2)) for seed, m in enumerate(found)
+    ]
+    mine = torch.autograd.grad(list(found), single, upstream)
+    reference = torch.autograd.grad(list(expected), exact, [u.double() for u in upstream])
+    assert_close(mine[0], reference[0], 2e-4, "gradient of geometry", dim=0)
+    assert_close(mine[1], reference[1], 2e-5, "gradient of features")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blended_pictures_agree(case: Case, kind: Kind) -> None:
+    check_blending(scene(case, kind, channels=5), detached=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("channels", "detached"), [(1, 0), (1, 1), (3, 0), (16, 0), (17, 4), (17, 17), (100, 0), (100, 97)]
+)
+def test_any_number_of_channels_agrees(kind: Kind, channels: int, detached: int) -> None:
+    check_blending(scene(random_case(150, 41, 29, seed=14), kind, channels), detached)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("output", range(4), ids=ops.Blended._fields)
+def test_gradients_of_each_output_alone_agree(kind: Kind, output: int) -> None:
+    shown = scene(random_case(200, 45, 33, seed=15, size=-2.5), kind, 3)
+    inputs = [shown.geometry, shown.features]
+    exact, single = doubles(inputs), singles(inputs)
+    expected, found = shown.blend(exact, "reference", 0)[output], shown.blend(single, "cpu", 0)[output]
+    upstream = random_like(found, 5)
+    agree = (found.double() - expected).detach().abs() <= 2e-5 * expected.detach().abs().max()
+    assert (~agree).float().mean() <= BAND
+    upstream = upstream * agree
+    mine = torch.autograd.grad(found, single, upstream)
+    reference = torch.autograd.grad(expected, exact, upstream.double(), allow_unused=True, materialize_grads=True)
+    assert_close(mine[0], reference[0], 2e-4, "gradient of geometry", dim=0)
+    assert_close(mine[1], reference[1], 2e-5, "gradient of features")
+
+
+def test_detached_channels_send_nothing_into_geometry() -> None:
+    shown = scene(random_case(), "disc", 6)
+    single = singles([shown.geometry, shown.features])
+    image = shown.blend(single, "cpu", 4).image
+    geometry, features = torch.autograd.grad(image[..., 2:].square().sum(), single)
+    assert (geometry == 0).all()
+    assert (features[:, 2:] != 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tile_lists_hold_every_contribution_front_to_back(case: Case, kind: Kind) -> None:
+    """The reference draws the same picture from the C++ tile lists as from its own."""
+    shown = scene(case, kind, 2)
+    width, height = case.width, case.height
+    bins = ops.bin(shown.geometry, width, height, kind=kind, backend="cpu")
+    own = ops.bin(shown.geometry.double(), width, height, kind=kind, backend="reference")
+    assert bins.tile_offsets.dtype == bins.tile_ids.dtype == torch.int32
+    assert bins.tile_offsets.shape == own.tile_offsets.shape
+    assert bins.tile_offsets[0] == 0
+    assert bins.tile_offsets[-1] == len(bins.tile_ids)
+    z = shown.geometry[:, -1].tolist()
+    for begin, end in zip(bins.tile_offsets[:-1].tolist(), bins.tile_offsets[1:].tolist(), strict=True):
+        keys = [(z[m], m) for m in bins.tile_ids[begin:end].tolist()]
+        assert keys == sorted(set(keys))
+    exact = shown.geometry.double(), shown.features.double()
+    for name, mine, reference in zip(
+        ops.Blended._fields,
+        ops.blend(*exact, bins, width, height, kind=kind, near=NEAR, backend="reference"),
+        ops.blend(*exact, own, width, height, kind=kind, near=NEAR, backend="reference"),
+        strict=True,
+    ):
+        assert torch.allclose(mine, reference, rtol=1e-12, atol=1e-14), name
+
+
+def test_other_lists_of_tiles_draw_the_same_picture() -> None:
+    """The C++ blending takes any superset of the contributing tiles: here the reference's boxes."""
+    shown = scene(random_case(), "ellipsoid", 3)
+    width, height = shown.case.width, shown.case.height
+    loose = ops.bin(shown.geometry, width, height, kind="ellipsoid", backend="reference")
+    tight = ops.bin(shown.geometry, width, height, kind="ellipsoid", backend="cpu")
+    assert len(tight.tile_ids) <= len(loose.tile_ids)
+    inputs = (shown.geometry, shown.features)
+    for found, expected in zip(
+        ops.blend(*inputs, ops.Bins(*loose), width, height, kind="ellipsoid", near=NEAR, backend="cpu"),
+        ops.blend(*inputs, tight, width, height, kind="ellipsoid", near=NEAR, backend="cpu"),
+        strict=True,
+    ):
+        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------- attention, SSIM, harmonics
+
+
+@pytest.mark.parametrize("logarithm", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "queries", "dim"),
+    [(300, 5, 3), (1, 1, 1), (0, 4, 8), (50, 16, 32), (37, 33, 32), (200, 120, 32), (20, 7, 17)],
+)
+def test_attention_agrees(rows: int, queries: int, dim: int, logarithm: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    inputs = [
+        normal(rows, dim),
+        normal(rows, 3),
+        normal(queries, dim),
+        normal(queries, 3),
+        0.5 * normal(queries, 3),
+        normal(queries, 4),
+    ]
+    exact, single = doubles(inputs), singles(inputs)
+    expected = ops.attend(*exact, logarithm=logarithm, backend="reference")
+    found = ops.attend(*single, logarithm=logarithm, backend="cpu")
+    assert_close(found, expected, 3e-6, "attention")
+    upstream = random_like(found, 1)
+    for name, mine, reference in zip(
+        ("features", "means", "queries", "query_means", "query_log_scales", "query_quats"),
+        torch.autograd.grad(found, single, upstream),
+        torch.autograd.grad(expected, exact, upstream.double()),
+        strict=True,
+    ):
+        assert_close(mine, reference, 2e-5, f"gradient of {name}")
+
+
+def test_attention_of_saturated_and_distant_pairs_agrees() -> None:
+    inputs = [
+        torch.tensor([[90.0], [-90.0], [0.0], [30.0]]),
+        torch.tensor([[0.0, 0, 0], [0, 0, 0], [60.0, 0, 0], [0, 3.0, 0]]),
+        torch.tensor([[1.0], [-1.0]]),
+        torch.zeros(2, 3),
+        torch.zeros(2, 3),
+        torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]]),
+    ]
+    for logarithm in (False, True):
+        exact, single = doubles(inputs), singles(inputs)
+        expected = ops.attend(*exact, logarithm=logarithm, backend="reference")
+        found = ops.attend(*single, logarithm=logarithm, backend="cpu")
+        assert_close(found, expected, 1e-6, "attention")
+        for mine, reference in zip(
+            torch.autograd.grad(found.sum(), single), torch.autograd.grad(expected.sum(), exact), strict=True
+        ):
+            assert_close(mine, reference, 1e-6, "gradient")
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 40, 3), (40, 1, 3), (7, 5, 1), (48, 64, 3), (33, 47, 2)])
+def test_ssim_agrees(size: tuple[int, int, int]) -> None:
+    x = torch.rand(size, generator=torch.Generator().manual_seed(1))
+    y = (x + 0.1 * random_like(x, 2)).clamp(0, 1)
+    (exact,), (single,) = doubles([x]), singles([x])
+    expected, found = ops.ssim(exact, y.double(), backend="reference"), ops.ssim(single, y, backend="cpu")
+    assert found.item() == pytest.approx(expected.item(), abs=2e-6)
+    (mine,), (reference,) = torch.autograd.grad(3 * found, single), torch.autograd.grad(3 * expected, exact)
+    assert_close(mine, reference, 1e-4, "gradient")
+
+
+def test_ssim_of_flat_images_agrees() -> None:
+    """Without texture the variances are differences of equal numbers."""
+    x = torch.full((30, 30, 3), 0.6)
+    y = torch.full((30, 30, 3), 0.5)
+    (exact,), (single,) = doubles([x]), singles([x])
+    expected, found = ops.ssim(exact, y.double(), backend="reference"), ops.ssim(single, y, backend="cpu")
+    assert found.item() == pytest.approx(expected.item(), abs=1e-3)
+    (mine,), (reference,) = torch.autograd.grad(found, single), torch.autograd.grad(expected, exact)
+    assert_close(mine, reference, 1e-2, "gradient")
+
+
+@pytest.mark.parametrize("degree", range(4))
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_spherical_harmonics_agree(degree: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(degree)
+    inputs = [torch.randn(80, *shape, generator=generator) for shape in [(3,), (15, 3), (3,)]]
+    position = torch.tensor([3.0, -2.0, 4.0])
+    ids = torch.randperm(80, generator=generator)[:count].sort().values
+    exact, single = doubles(inputs), singles(inputs)
+    expected = ops.spherical_harmonics(*exact, position, ids, degree, backend="reference")
+    found = ops.spherical_harmonics(*single, position, ids, degree, backend="cpu")
+    assert_close(found, expected, 2e-6, "colours")
+    upstream = random_like(found, 1)
+    for name, mine, reference in zip(
+        ("dc", "rest", "means"),
+        torch.autograd.grad(found, single, upstream),
+        torch.autograd.grad(expected, exact, upstream.double(), allow_unused=True, materialize_grads=True),
+        strict=True,
+    ):
+        assert_close(mine, reference, 1e-5, f"gradient of {name}")
+
+
+def test_spherical_harmonics_take_exactly_the_coefficients_they_need() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dc, rest, means = (torch.randn(20, *shape, generator=generator) for shape in [(3,), (3, 3), (3,)])
+    arguments = (dc, rest, means, torch.tensor([5.0, 0.0, 0.0]), torch.arange(20), 1)
+    found = ops.spherical_harmonics(*arguments, backend="cpu")
+    assert torch.allclose(found, ops.spherical_harmonics(*arguments, backend="reference"), atol=1e-6)
+    nothing = ops.spherical_harmonics(dc, rest[:, :0], means, arguments[3], arguments[4], 0, backend="cpu")
+    assert torch.allclose(nothing, (0.5 + 0.28209479177387814 * dc).clamp_min(0), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- whole path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_a_whole_view_agree(kind: Kind) -> None:
+    """Projection, harmonics, attention and blending in one graph, as training uses them."""
+    case = random_case(400, 64, 48, seed=16, size=-3.0)
+    generator = torch.Generator().manual_seed(17)
+    extra = [torch.randn(400, *shape, generator=generator) for shape in [(3,), (15, 3), (8,)]]
+    queries = [torch.randn(6, *shape, generator=generator) for shape in [(8,), (3,), (3,), (4,)]]
+    target = torch.rand(48, 64, 3, generator=generator)
+    camera = case.camera
+
+    def view(inputs: list[Tensor], backend: ops.backend.Backend) -> tuple[ops.Blended, Tensor]:
+        means, quats, log_scales, logits, dc, rest, features, *queries = inputs
+        ids, geometry, normals = visible(case, kind, [means, quats, log_scales, logits], backend)
+        colors = ops.spherical_harmonics(dc, rest, means, camera.position, ids, 3, backend=backend)
+        attention = ops.attend(features[ids], means[ids], *queries, backend=backend)
+        channels = torch.cat([colors, normals, attention.softmax(-1)], dim=-1)
+        bins = ops.bin(geometry, 64, 48, kind=kind, backend=backend)
+        out = ops.blend(geometry, channels, bins, 64, 48, kind=kind, near=NEAR, detached=6, backend=backend)
+        return out, ops.ssim(out.image[..., :3], target.to(out.image), backend=backend)
+
+    inputs = [*case.parameters, *extra, *queries]
+    exact, single = doubles(inputs), singles(inputs)
+    (expected, expected_ssim), (found, found_ssim) = view(exact, "reference"), view(single, "cpu")
+    assert found_ssim.item() == pytest.approx(expected_ssim.item(), abs=1e-5)
+    agree = ((found.image.double() - expected.image).abs().amax(-1) < 1e-4) & (
+        (found.depth.double() - expected.depth).abs() < 1e-4
+    )
+    assert (~agree).float().mean() <= 3 * BAND
+    loss = torch.randn(48, 64, 12, generator=generator), torch.randn(48, 64, generator=generator)
+
+    def gradients(out: ops.Blended, similarity: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
+        total = (out.image * loss[0].to(out.image) * agree[..., None]).sum() - 100 * similarity
+        return torch.autograd.grad(total + (out.depth * loss[1].to(out.depth) * agree).sum(), parameters)
+
+    names = "means quats log_scales opacity_logits dc rest features queries q_means q_log_scales q_quats".split()
+    for name, mine, reference in zip(
+        names, gradients(found, found_ssim, single), gradients(expected, expected_ssim, exact), strict=True
+    ):
+        assert_close(mine, reference, 1e-3, f"gradient of {name}")
+
+
+# ------------------------------------------------------------------------------------------------- registration
+
+
+def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
+    """Arguments of every registered operator, with gradients wanted where one is defined."""
+    case = random_case(40, 33, 20)
+    camera = case.camera
+    numbers = (camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height, KIND_CODE[kind], NEAR, 0.3)
+    shown = scene(case, kind, 5)
+    size = (case.width, case.height)
+    bins = ops.bin(shown.geometry, *size, kind=kind, backend="cpu")
+    projected = visible(case, kind, case.parameters, "cpu")
+    settings = (*bins, *size, KIND_CODE[kind], 2, NEAR)
+    maps = [torch.randn(20, 33, 5), *torch.randn(3, 20, 33)]
+    attention = [torch.randn(30, 4), torch.randn(30, 3), torch.randn(6, 4), torch.randn(6, 3), torch.randn(6, 3, 3)]
+    harmonics = [torch.randn(30, 3), torch.randn(30, 15, 3), torch.randn(30, 3)]
+    placed = (torch.tensor([9.0, 0.0, 0.0]), torch.tensor([3, 4, 20]), 2)
+    images = [torch.rand(20, 16, 3), torch.rand(20, 16, 3)]
+    pose = camera.world_to_camera
+    return {
+        "project": (*singles(case.parameters), pose, *numbers),
+        "project_backward": (
+            *case.parameters,
+            pose,
+            *numbers,
+            projected.ids,
+            torch.randn_like(projected.geometry),
+            torch.randn_like(projected.normals),
+        ),
+        "bin": (shown.geometry, *size, KIND_CODE[kind]),
+        "blend": (*singles([shown.geometry, shown.features]), *settings),
+        "blend_backward": (shown.geometry, shown.features, *settings, *maps),
+        "attend": (*singles(attention), False),
+        "attend_backward": (*attention, True, torch.randn(30, 6)),
+        "ssim": (images[0].requires_grad_(), images[1]),
+        "spherical_harmonics": (*singles(harmonics), *placed),
+        "spherical_harmonics_backward": (*harmonics, *placed, torch.randn(3, 3)),
+    }
+
+
+OPERATORS = [
+    *("attend", "attend_backward", "bin", "blend", "blend_backward", "project", "project_backward"),
+    *("spherical_harmonics", "spherical_harmonics_backward", "ssim"),
+]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_registered_operators_pass_torchs_own_check(name: str, kind: Kind) -> None:
+    torch.library.opcheck(getattr(torch.ops.panbench, name).default, operator_arguments(kind)[name])
