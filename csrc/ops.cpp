@@ -206,17 +206,18 @@ Tensor transposed_back(const std::vector<float>& data, int64_t rows, int64_t q, 
 
 struct Attention {
   Transposed queries, query_means, query_roots;
+  PaddedFeatures query_rows;
   panbench::AttendArgs args;
   Attention(const Tensor& features, const Tensor& means, const Tensor& q, const Tensor& q_means, const Tensor& q_roots,
             bool logarithm)
-      : queries(q, q.size(1)), query_means(q_means, 3), query_roots(q_roots, 9) {
+      : queries(q, q.size(1)), query_means(q_means, 3), query_roots(q_roots, 9), query_rows(q) {
     check(features.dim() == 2 && means.dim() == 2 && means.size(1) == 3 && means.size(0) == features.size(0),
           "features must be [M, D] and means [M, 3]");
     check(q.dim() == 2 && q.size(1) == features.size(1), "queries must be [Q, D]");
     check(q_means.size(0) == q.size(0) && q_roots.size(0) == q.size(0), "query means and roots must have Q rows");
     args = {features.size(0),          (int)features.size(1),   (int)q.size(0),          queries.stride,
-            floats(features),          floats(means),           queries.data.data(),     query_means.data.data(),
-            query_roots.data.data(),   logarithm ? 1 : 0};
+            query_rows.stride,         floats(features),        floats(means),           queries.data.data(),
+            query_rows.rows,           query_means.data.data(), query_roots.data.data(), logarithm ? 1 : 0};
   }
 };
 
@@ -236,9 +237,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend_backward(const Tensor&
   const int64_t dim = features.size(1), q = queries.size(0);
   const int stride = a.queries.stride;
   const Tensor g_features = empty({features.size(0), dim}), g_means = empty({means.size(0), 3});
-  std::vector<float> g_q(dim * stride), g_qm(3 * stride), g_qr(9 * stride);
+  std::vector<float> g_q(q * a.query_rows.stride), g_qm(3 * stride), g_qr(9 * stride);
   panbench::attend_backward(a.args, floats(grad), out(g_features), out(g_means), g_q.data(), g_qm.data(), g_qr.data());
-  return {g_features, g_means, transposed_back(g_q, dim, q, stride, {q, dim}),
+  const Tensor g_queries = empty({q, dim});
+  for (int64_t i = 0; i < q; ++i)
+    std::memcpy(out(g_queries) + i * dim, &g_q[i * a.query_rows.stride], dim * sizeof(float));
+  return {g_features, g_means, g_queries,
           transposed_back(g_qm, 3, q, stride, {q, 3}), transposed_back(g_qr, 9, q, stride, {q, 3, 3})};
 }
 
@@ -248,6 +252,54 @@ std::tuple<Tensor, Tensor> ssim(const Tensor& x, const Tensor& y) {
   const Tensor value = empty({}), grad = empty({x.size(0), x.size(1), x.size(2)});
   *out(value) = (float)panbench::ssim(floats(x), floats(y), x.size(0), x.size(1), x.size(2), out(grad));
   return {value, grad};
+}
+
+panbench::MaskLossArgs mask_loss_args(const Tensor& channels, const Tensor& semantic, const Tensor& pair,
+                                      const Tensor& columns, const Tensor& weight, double epsilon) {
+  check(channels.dim() == 3 && channels.is_cpu() && channels.scalar_type() == ScalarType::Float,
+        "channels must be float32 [H, W, C]");
+  const int64_t pixels = channels.size(0) * channels.size(1), stride = channels.strides()[1];
+  check(channels.strides()[2] == 1 && channels.strides()[0] == stride * channels.size(1),
+        "channels must have rows of equal stride");
+  for (const Tensor* t : {&semantic, &pair, &weight})
+    check(t->dim() == 2 && t->size(0) == channels.size(0) && t->size(1) == channels.size(1), "maps must be [H, W]");
+  panbench::MaskLossArgs args;
+  args.pixels = pixels;
+  args.channel_count = channels.size(2);
+  args.stride = stride;
+  args.pairs = columns.size(0);
+  args.channels = channels.const_data_ptr<float>();
+  args.semantic = longs(semantic);
+  args.pair = longs(pair);
+  args.columns = longs(columns);
+  args.weight = floats(weight);
+  args.epsilon = (float)epsilon;
+  for (int64_t p = 0; p < pixels; ++p)
+    check(args.semantic[p] <= args.channel_count && args.pair[p] < args.pairs, "a class or pair has no channel");
+  for (int64_t k = 0; k < args.pairs; ++k)
+    check(args.columns[k] >= 0 && args.columns[k] < args.channel_count, "a pair names no channel");
+  return args;
+}
+
+std::tuple<Tensor, Tensor> mask_losses(const Tensor& channels, const Tensor& semantic, const Tensor& pair,
+                                       const Tensor& columns, const Tensor& weight, double epsilon) {
+  const auto args = mask_loss_args(channels, semantic, pair, columns, weight, epsilon);
+  double losses[3];
+  const Tensor value = empty({3}), sums = empty({3 * args.pairs + 2}, ScalarType::Double);
+  panbench::mask_losses(args, losses, static_cast<double*>(sums.mutable_data_ptr()));
+  for (int i = 0; i < 3; ++i) out(value)[i] = (float)losses[i];
+  return {value, sums};
+}
+
+Tensor mask_losses_backward(const Tensor& channels, const Tensor& semantic, const Tensor& pair, const Tensor& columns,
+                            const Tensor& weight, double epsilon, const Tensor& sums, const Tensor& upstream) {
+  const auto args = mask_loss_args(channels, semantic, pair, columns, weight, epsilon);
+  const float* u = floats(upstream);
+  const double scale[3] = {u[0], u[1], u[2]};
+  check(sums.size(0) == 3 * args.pairs + 2, "sums do not fit the pairs");
+  const Tensor grad = empty({channels.size(0), channels.size(1), channels.size(2)});
+  panbench::mask_losses_backward(args, sums.const_data_ptr<double>(), scale, out(grad));
+  return grad;
 }
 
 Vec3 vector_of(const Tensor& t) {
@@ -310,6 +362,12 @@ STABLE_TORCH_LIBRARY(panbench, m) {
   m.def(
       "attend_backward(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, bool "
       "logarithm, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "mask_losses(Tensor channels, Tensor semantic, Tensor pair, Tensor columns, Tensor weight, float epsilon) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "mask_losses_backward(Tensor channels, Tensor semantic, Tensor pair, Tensor columns, Tensor weight, float epsilon, "
+      "Tensor sums, Tensor upstream) -> Tensor");
   m.def("ssim(Tensor x, Tensor y) -> (Tensor, Tensor)");
   m.def(
       "spherical_harmonics(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int degree) -> "
@@ -327,6 +385,8 @@ STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
   m.impl("blend_backward", TORCH_BOX(&blend_backward));
   m.impl("attend", TORCH_BOX(&attend));
   m.impl("attend_backward", TORCH_BOX(&attend_backward));
+  m.impl("mask_losses", TORCH_BOX(&mask_losses));
+  m.impl("mask_losses_backward", TORCH_BOX(&mask_losses_backward));
   m.impl("ssim", TORCH_BOX(&ssim));
   m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));

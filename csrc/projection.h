@@ -56,6 +56,7 @@ PB_HD bool common_forward(const float* mean, const float* quat, float logit, con
   out.camera_point = view.rotation * load3(mean) + view.translation;
   const Vec3 t = out.camera_point;
   if (!(t.z > view.near_plane && t.z < 1e10f) || !(fabsf(t.x) < 1e10f) || !(fabsf(t.y) < 1e10f)) return false;
+  if (!std::isfinite(logit)) return false;
   out.opacity = sigmoid(logit);
   if (!(out.opacity >= kAlphaMin)) return false;
   const float norm2 = quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3];
@@ -96,6 +97,7 @@ PB_HD bool ellipsoid_state(const float* mean, const float* quat, const float* lo
                            EllipsoidState& s, float* geometry) {
   if (!common_forward(mean, quat, logit, view, s.common)) return false;
   const Vec3 t = s.common.camera_point;
+  if (!(std::isfinite(log_scale[0]) && std::isfinite(log_scale[1]) && std::isfinite(log_scale[2]))) return false;
   s.scale = {expf(log_scale[0]), expf(log_scale[1]), expf(log_scale[2])};
   const float inv_z = 1.0f / t.z;
   s.u = t.x * inv_z;
@@ -110,7 +112,9 @@ PB_HD bool ellipsoid_state(const float* mean, const float* quat, const float* lo
   s.b0 = {p0.x * s.scale.x, p0.y * s.scale.y, p0.z * s.scale.z};
   s.b1 = {p1.x * s.scale.x, p1.y * s.scale.y, p1.z * s.scale.z};
   const float xx = dot(s.b0, s.b0) + view.low_pass, yy = dot(s.b1, s.b1) + view.low_pass, xy = dot(s.b0, s.b1);
-  const float det = xx * yy - xy * xy;
+  // det(B B^T + low_pass I) by Lagrange's identity: no difference of large numbers, so needles keep their digits.
+  const Vec3 area = cross(s.b0, s.b1);
+  const float det = dot(area, area) + view.low_pass * (xx + yy - view.low_pass);
   if (!(det > 0.0f && det < 1e30f)) return false;
   const float mean_x = view.fx * s.u + view.cx, mean_y = view.fy * s.v + view.cy;
   const float half_x = sqrtf(s.common.cut2 * xx), half_y = sqrtf(s.common.cut2 * yy);
@@ -140,11 +144,15 @@ PB_HD void ellipsoid_backward(const float* mean, const float* quat, const float*
   if (!ellipsoid_state(mean, quat, log_scale, logit, view, s, geometry)) return;
   const Vec3 t = s.common.camera_point;
   const float a = s.conic_a, b = s.conic_b, c = s.conic_c;
-  // G_C = -Q G_Q Q, with G_Q = [g_a, g_b/2; g_b/2, g_c].
-  const float qa = g[2], qb = 0.5f * g[3], qc = g[4];
-  const float m00 = a * qa + b * qb, m01 = a * qb + b * qc, m10 = b * qa + c * qb, m11 = b * qb + c * qc;
-  const float c00 = -(m00 * a + m01 * b), c01 = -(m00 * b + m01 * c), c11 = -(m10 * b + m11 * c);
-  const Vec3 gb0 = 2.0f * (c00 * s.b0 + c01 * s.b1), gb1 = 2.0f * (c01 * s.b0 + c11 * s.b1);
+  // G_B = -2 Q G_Q (Q B), with G_Q = [g_a, g_b/2; g_b/2, g_c] and Q B = adj(C) B / det written without differences of
+  // large numbers.
+  const Vec3 area = cross(s.b0, s.b1);
+  const float inv_det = 1.0f / (dot(area, area) + view.low_pass * (dot(s.b0, s.b0) + dot(s.b1, s.b1) + view.low_pass));
+  const Vec3 y0 = inv_det * (cross(s.b1, area) + view.low_pass * s.b0);
+  const Vec3 y1 = inv_det * (cross(area, s.b0) + view.low_pass * s.b1);
+  const float qa = -2 * g[2], qb = -g[3], qc = -2 * g[4];
+  const Vec3 w0 = qa * y0 + qb * y1, w1 = qb * y0 + qc * y1;
+  const Vec3 gb0 = a * w0 + b * w1, gb1 = b * w0 + c * w1;
   // B = A M, M = R_q diag(s).
   const Vec3 mb0 = {gb0.x * s.scale.x, gb0.y * s.scale.y, gb0.z * s.scale.z};
   const Vec3 mb1 = {gb1.x * s.scale.x, gb1.y * s.scale.y, gb1.z * s.scale.z};
@@ -206,6 +214,7 @@ PB_HD bool disc_state(const float* mean, const float* quat, const float* log_sca
                       DiscState& s, float* geometry) {
   if (!common_forward(mean, quat, logit, view, s.common)) return false;
   const Vec3 t = s.common.camera_point;
+  if (!(std::isfinite(log_scale[0]) && std::isfinite(log_scale[1]))) return false;
   s.s0 = expf(log_scale[0]);
   s.s1 = expf(log_scale[1]);
   if (!(s.s0 < 1e10f && s.s1 < 1e10f)) return false;

@@ -18,24 +18,24 @@ void attend(const AttendArgs& args, float* attention) {
 }
 
 void attend_backward(const AttendArgs& args, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_features, float* grad_query_means, float* grad_query_roots) {
+                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots) {
   const KernelTable& table = kernels();
-  const int64_t n = args.query_stride, size = (args.dim + 3 + 9) * n;
+  const int64_t n = args.query_stride, rows = (int64_t)args.queries * args.dim_stride, size = rows + (3 + 9) * n;
   std::vector<float> sums(size * kPieces, 0.0f);
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < kPieces; ++p) {
     float* mine = sums.data() + p * size;
-    table.attend_backward(args, grad_attention, grad_features, grad_means, mine, mine + args.dim * n,
-                          mine + (args.dim + 3) * n, args.rows * p / kPieces, args.rows * (p + 1) / kPieces);
+    table.attend_backward(args, grad_attention, grad_features, grad_means, mine, mine + rows, mine + rows + 3 * n,
+                          args.rows * p / kPieces, args.rows * (p + 1) / kPieces);
   }
   const auto gather = [&](float* out, int64_t offset, int64_t count) {
     std::fill(out, out + count, 0.0f);
     for (int64_t p = 0; p < kPieces; ++p)
       for (int64_t i = 0; i < count; ++i) out[i] += sums[p * size + offset + i];
   };
-  gather(grad_query_features, 0, args.dim * n);
-  gather(grad_query_means, args.dim * n, 3 * n);
-  gather(grad_query_roots, (args.dim + 3) * n, 9 * n);
+  gather(grad_query_rows, 0, rows);
+  gather(grad_query_means, rows, 3 * n);
+  gather(grad_query_roots, rows + 3 * n, 9 * n);
 }
 
 }  // namespace panbench

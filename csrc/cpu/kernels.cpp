@@ -534,7 +534,7 @@ void attend_forward(const AttendArgs& a, float* out, int64_t begin, int64_t end)
 PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 void attend_backward(const AttendArgs& a, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_features, float* grad_query_means, float* grad_query_roots, int64_t begin,
+                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,
                      int64_t end) {
   const int n = a.query_stride;
   float tail[kLanes];
@@ -542,6 +542,7 @@ void attend_backward(const AttendArgs& a, const float* grad_attention, float* gr
     const float* f = a.features + row * a.dim;
     float* gf = grad_features + row * a.dim;
     for (int k = 0; k < a.dim; ++k) gf[k] = 0.0f;
+    float g_dots[kLanes];
     F16 gx = zero(), gy = zero(), gz = zero();
     for (int q = 0; q < a.queries; q += kLanes) {
       const float* from = grad_attention + row * a.queries + q;
@@ -556,10 +557,16 @@ void attend_backward(const AttendArgs& a, const float* grad_attention, float* gr
       const F16 sigmoid = set1(1.0f) / (set1(1.0f) + exp(zero() - s.dot));
       if (!a.logarithm) g = g * sigmoid * exp(set1(-0.5f) * s.mahalanobis);
       const F16 g_dot = g * (set1(1.0f) - sigmoid);
-      for (int k = 0; k < a.dim; ++k) {
-        const float* qf = a.query_features + (int64_t)k * n + q;
-        gf[k] += sum(g_dot * load(qf));
-        add_to(grad_query_features + (int64_t)k * n + q, g_dot * set1(f[k]));
+      store(g_dots, g_dot);
+      const int lanes = a.queries - q < kLanes ? a.queries - q : kLanes;
+      for (int lane = 0; lane < lanes; ++lane) {
+        const float scale = g_dots[lane];
+        const float* query = a.query_rows + (int64_t)(q + lane) * a.dim_stride;
+        float* grad_query = grad_query_rows + (int64_t)(q + lane) * a.dim_stride;
+        for (int k = 0; k < a.dim; ++k) {
+          gf[k] += scale * query[k];
+          grad_query[k] += scale * f[k];
+        }
       }
       // d(mahalanobis)/dy = 2 y, and A or log A carries -1/2 of it.
       const F16 g0 = zero() - g * s.y0, g1 = zero() - g * s.y1, g2 = zero() - g * s.y2;
@@ -585,10 +592,17 @@ void attend_backward(const AttendArgs& a, const float* grad_attention, float* gr
 }
 
 void convolve(const float* in, float* out, int64_t count, const float* taps, int radius, int64_t step) {
-  // in has radius * step readable values on both sides.
-  for (int64_t i = 0; i < count; ++i) {
-    float s = 0.0f;
-    for (int k = -radius; k <= radius; ++k) s += taps[k + radius] * in[i + k * step];
+  // in has radius * step readable values on both sides; the window is symmetric.
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    F16 s = set1(taps[radius]) * load(in + i);
+    for (int k = 1; k <= radius; ++k)
+      s = fma(set1(taps[radius + k]), load(in + i - k * step) + load(in + i + k * step), s);
+    store(out + i, s);
+  }
+  for (; i < count; ++i) {
+    float s = taps[radius] * in[i];
+    for (int k = 1; k <= radius; ++k) s += taps[radius + k] * (in[i - k * step] + in[i + k * step]);
     out[i] = s;
   }
 }

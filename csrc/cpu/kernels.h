@@ -52,9 +52,11 @@ struct BlendGradOut {
 struct AttendArgs {
   int64_t rows;
   int dim, queries, query_stride;  // query_stride: queries rounded up to 16
+  int dim_stride;                  // dim rounded up to 16
   const float* features;           // [M, D]
   const float* means;              // [M, 3]
   const float* query_features;     // [D, query_stride], transposed
+  const float* query_rows;         // [Q, dim_stride], the same row by row
   const float* query_means;        // [3, query_stride], transposed
   const float* query_roots;        // [9, query_stride]: L with Sigma^-1 = L^T L, row-major entries
   int logarithm;                   // give log A instead of A
@@ -68,9 +70,10 @@ struct KernelTable {
   void (*blend_backward)(const BlendArgs&, const BlendGradIn&, const BlendGradOut&, int tile, char* scratch);
   // attention [rows, queries]
   void (*attend_forward)(const AttendArgs&, float* attention, int64_t begin, int64_t end);
-  // Writes rows begin..end of the feature and mean gradients; adds to the query gradients (transposed like the inputs).
+  // Writes rows begin..end of the feature and mean gradients; adds to the gradients of query_rows, query_means and
+  // query_roots, laid out like these.
   void (*attend_backward)(const AttendArgs&, const float* grad_attention, float* grad_features, float* grad_means,
-                          float* grad_query_features, float* grad_query_means, float* grad_query_roots, int64_t begin,
+                          float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,
                           int64_t end);
   // out[i] = sum over k in [-radius, radius] of taps[k + radius] * in[i + k * step], i < count; `in` is padded.
   void (*convolve)(const float* in, float* out, int64_t count, const float* taps, int radius, int64_t step);

@@ -48,10 +48,25 @@ void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, floa
 
 void attend(const AttendArgs& args, float* attention);
 void attend_backward(const AttendArgs& args, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_features, float* grad_query_means, float* grad_query_roots);
+                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots);
 
 // Mean SSIM of two images [H, W, C] (11 x 11 Gaussian window of sigma 1.5, zero padding) and its gradient in x.
 double ssim(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, float* grad_x);
+
+// Label channels against masks: cross-entropy of the class channels, dice and binary cross-entropy of the query channels
+// that were paired with a mask.
+struct MaskLossArgs {
+  int64_t pixels, channel_count, stride, pairs;
+  const float* channels;     // [P, stride >= C]
+  const int64_t* semantic;   // [P] class id, 0 = unlabelled; class c is channel c - 1
+  const int64_t* pair;       // [P] index into columns, or -1
+  const int64_t* columns;    // [K] channel of each pair's query, distinct
+  const float* weight;       // [P] of the cross-entropy
+  float epsilon;
+};
+// losses: the three terms. sums [3 K + 2]: overlap, predicted and true area of every pair; sum of weights; labelled pixels.
+void mask_losses(const MaskLossArgs& args, double* losses, double* sums);
+void mask_losses_backward(const MaskLossArgs& args, const double* sums, const double* upstream, float* grad);
 
 void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                          const float* rest, const float* means, Vec3 camera, float* colors);

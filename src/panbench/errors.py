@@ -1,4 +1,4 @@
-"""The error that a user can act on."""
+"""The errors that are no defects: what a user can act on, and a stop that was asked for."""
 
 from __future__ import annotations
 
@@ -8,4 +8,11 @@ class UserError(Exception):
 
     The message is one line: what is wrong, where, and what to do about it. The command line prints it without a
     traceback and exits with status 2.
+    """
+
+
+class Interrupted(Exception):
+    """The user asked to stop (Ctrl-C, SIGTERM). The message says how to go on; the command line exits with status 130.
+
+    Not a KeyboardInterrupt, because Lightning answers that with an exit of its own.
     """

@@ -313,6 +313,7 @@ def test_without_a_root_the_built_in_room_is_made_once_and_called_synthetic(
 
     generator = ModuleType("panbench.data.rooms")
     generator.make_room = make_room  # type: ignore[attr-defined]
+    generator.VERSION = 4  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "panbench.data.rooms", generator)
     monkeypatch.setenv("PANBENCH_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
@@ -320,7 +321,7 @@ def test_without_a_root_the_built_in_room_is_made_once_and_called_synthetic(
         assert scene.synthetic
         assert scene.name == "scene9107_00"
     assert calls == [("tiny", 7)]
-    assert (tmp_path / "cache/rooms/tiny-7/scene9107_00").is_dir()
+    assert (tmp_path / "cache/rooms/v4-tiny-7/scene9107_00").is_dir()
     assert [r.levelname for r in caplog.records if "SYNTHETIC room" in r.message] == ["WARNING"] * 2
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor, nn
+
 from panbench.data.base import SceneDataModule
 from panbench.scene import Camera, Frame, LabelClass, LabelSpace, PanopticMap, Scene
 from panbench.training.write_predictions import PredictedView
-from torch import Tensor, nn
 
 LABELS = LabelSpace("tiny", (LabelClass(1, "wall", thing=False), LabelClass(2, "chair", thing=True)), {1: 1, 2: 2})
 WIDTH, HEIGHT = 24, 18
@@ -66,23 +67,15 @@ class WideHead(TinyHead):
 class TinyMethod(L.LightningModule):
     """Fits random points to a constant with Adam and doubles their number at ``grow_at``.
 
-    ``kill_at``, ``interrupt_at``: the step after which the process kills itself or gets a Ctrl-C.
+    $TINY_KILL_AT, $TINY_INTERRUPT_AT: the step after which the process kills itself or gets a Ctrl-C. They are no
+    settings, so that the same command can be given again.
     """
 
-    def __init__(
-        self,
-        head: TinyHead,
-        lr: float = 0.1,
-        grow_at: int = 5,
-        kill_at: int | None = None,
-        interrupt_at: int | None = None,
-    ) -> None:
+    def __init__(self, head: TinyHead, lr: float = 0.1, grow_at: int = 5) -> None:
         super().__init__()
         self.head = head
         self.lr = lr
         self.grow_at = grow_at
-        self.kill_at = kill_at
-        self.interrupt_at = interrupt_at
         self.automatic_optimization = False
         self.gaussians = nn.Parameter(torch.empty(0, 3))
         self.latest: dict[str, Tensor] = {}
@@ -110,9 +103,9 @@ class TinyMethod(L.LightningModule):
             self.log("train/loss", loss.detach(), batch_size=1)
         if self.global_step == self.grow_at:
             self._grow(optimizer.optimizer)
-        if self.global_step == self.interrupt_at:
+        if str(self.global_step) == os.environ.get("TINY_INTERRUPT_AT"):
             signal.raise_signal(signal.SIGINT)
-        if self.global_step == self.kill_at:
+        if str(self.global_step) == os.environ.get("TINY_KILL_AT"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _grow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -123,7 +116,6 @@ class TinyMethod(L.LightningModule):
         optimizer.state[self.gaussians] = {"step": state["step"], **moments}
 
     def test_step(self, batch: Frame, batch_idx: int) -> PredictedView:
-        self.log("test/psnr", 20.0 + self.gaussians.mean().sigmoid(), batch_size=1)
         assert batch.truth is not None
         normal = torch.zeros(HEIGHT, WIDTH, 3)
         normal[..., 2] = -1.0

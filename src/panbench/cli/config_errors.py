@@ -41,49 +41,62 @@ class Setting:
         return self.key.rpartition(".")[0]
 
 
-def explain(message: str, argv: Sequence[str], groups: Sequence[str], trainer: type) -> str:
+def explain(message: str, argv: Sequence[str], folder: Path, groups: Sequence[str], trainer: type) -> str:
     """The line to show for a parser's error.
 
     Args:
         message: as jsonargparse words it; often several lines, and without the place.
         argv: the command line.
+        folder: what relative paths on it are relative to (the parser changes the working folder while it reads a file).
         groups: names of the parser's own keys, dotted.
         trainer: the class behind the key ``trainer``.
     """
     try:
-        settings = list(_settings(argv))
+        settings = list(_settings(argv, folder))
     except UserError as error:
         return str(error)
-    owners = {s.parent: s.owner for s in settings if s.owner}
-
-    unknown = re.search(r"(?:Option|option) '([^']+)'(?: is not accepted)?$", message) or re.search(
-        r"[Uu]nrecognized arguments: --([\w.]+)", message
-    )
+    path, reason, class_path = _innermost(message)
+    unknown = re.search(r"[Oo]ption '([^']+)'", reason) or re.search(r"[Uu]nrecognized arguments: --([\w.]+)", reason)
     if unknown:
         name = unknown[1].rpartition(".")[2]
-        valid = _names_of(owners, groups, trainer)
+        valid = _names_of({s.parent: s.owner for s in settings if s.owner}, groups, trainer)
         for setting in reversed(settings):
-            known = valid(setting.parent)
-            if setting.name == name and name not in known:
-                return _unknown(setting.key, setting.where, setting.parent, known)
-        return _unknown(unknown[1], "", "", valid(""))
+            if setting.name == name and setting.parent.startswith(path):
+                known = valid(setting.parent)
+                if name not in known:
+                    return _unknown(setting.key, setting.where, setting.parent, known)
+        return _unknown(unknown[1], "", path, class_arguments(class_path) if class_path else valid(path))
 
-    missing = re.search(r"arguments? (?:are|is) required: (.+)", message) or re.search(
-        r'[Kk]ey "([^"]+)" is required', message
-    )
+    missing = re.search(r"""(?:required: |[Kk]ey "(?=.+" is required))([^"]+)""", reason)
     if missing:
         given = any(token.split("=")[0] in ("-c", "--config") for token in argv)
         hint = "" if given else "; start from a config: --config configs/ligs_scannet.yaml"
-        return f"{missing[1]} is not set{hint}"
+        return f"{path + '.' if path else ''}{missing[1]} is not set{hint}"
 
-    key = re.search(r'[Kk]ey "([^"]+)"', message)
-    where = ""
-    name = key[1] if key else ""
-    if key:
-        matches = [s for s in settings if s.key == key[1] or s.name == key[1].rpartition(".")[2]]
-        if matches:
-            name, where = matches[-1].key, f" ({matches[-1].where})"
-    return f"{name}: {_cause(message)}{where}" if name else f"{_cause(message)}{where}"
+    place = next((f" ({s.where})" for s in reversed(settings) if s.key == path), "")
+    return f"{path + ': ' if path else ''}{_cause(reason, class_path)}{place}"
+
+
+def _innermost(message: str) -> tuple[str, str, str]:
+    """The dotted key, the reason and the class that a parser's tree of complaints ends in.
+
+    The tree is indented, has a branch for each type that was tried, and echoes the value at its end.
+    """
+    keys: list[str] = []
+    reasons: list[str] = []
+    class_path = ""
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        if text.startswith("Given value"):
+            break
+        if key := re.match(r'(?:Parser|Problem in) key "([^"]+)":\s*(.*)', text):
+            keys.append(key[1])
+            text = key[2]
+        elif given := re.match(r"Problem with given class_path '([^']+)':\s*(.*)", text):
+            class_path, text = given[1], given[2]
+        if text and not text.startswith(("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")):
+            reasons.append(text)
+    return ".".join(keys), "; ".join(dict.fromkeys(reasons)) or message.strip(), class_path
 
 
 def _unknown(key: str, where: str, parent: str, known: Sequence[str]) -> str:
@@ -96,22 +109,14 @@ def _unknown(key: str, where: str, parent: str, known: Sequence[str]) -> str:
     return f"unknown key {key}: {hint}" + (f" ({where})" if where else "")
 
 
-def _cause(message: str) -> str:
-    """The telling part of a union of complaints: the bottom-most reasons, without "or null" and the echoed value."""
-    lines = [line.strip() for line in message.splitlines()]
-    lines = [re.sub(r'^(?:- )?(?:Parser|Problem in) key "[^"]+":\s*', "", line).removeprefix("- ") for line in lines]
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
-    kept = [line.rstrip(":") for line in lines if line and not line.startswith(noise)]
-    text = "; ".join(dict.fromkeys(kept)) or message.strip().splitlines()[0]
-    if path := re.search(r"Expected a path but (\S+) either not accessible or invalid", text):
-        return f"there is no file {path[1]}, and it names no class; a path is relative to the file it stands in"
-    text = re.sub(r"<class '([^']+)'>", lambda m: m[1].rpartition(".")[2], text)
-    text = re.sub(r"Expected an? (\w+)\. Got value: (.+)", r"expected \1, got \2", text)
-    if wrong := re.search(r"Problem with given class_path '([^']+)'; (.+)", text):
-        return _wrong_class(wrong[1], wrong[2])
-    if "Unexpected import path format" in text or "Import path" in text:
-        return text.partition(";")[0]
-    return text
+def _cause(reason: str, class_path: str) -> str:
+    """A reason in plain words."""
+    if file := re.search(r"Expected a path but (\S+) either not accessible or invalid", reason):
+        return f"there is no file {file[1]}, and it names no class; a path is relative to the file it stands in"
+    if class_path and re.search(r"has no attribute|No module named|[Uu]nexpected import path", reason):
+        return _wrong_class(class_path, reason)
+    reason = re.sub(r"<class '([^']+)'>", lambda m: m[1].rpartition(".")[2], reason)
+    return re.sub(r"Expected an? (.+)\. Got value: (.+)", r"expected \1, got \2", reason)
 
 
 def _wrong_class(path: str, cause: str) -> str:
@@ -145,7 +150,7 @@ def _names_of(owners: dict[str, str], groups: Sequence[str], trainer: type) -> C
 
     def names(parent: str) -> list[str]:
         if parent in owners:
-            return _arguments(owners[parent])
+            return class_arguments(owners[parent])
         if parent == "trainer":
             return list(inspect.signature(trainer).parameters)
         prefix = parent + "." if parent else ""
@@ -154,7 +159,7 @@ def _names_of(owners: dict[str, str], groups: Sequence[str], trainer: type) -> C
     return names
 
 
-def _arguments(class_path: str) -> list[str]:
+def class_arguments(class_path: str) -> list[str]:
     """Names of the constructor's arguments, through ``**kwargs`` up the bases; [] if the class cannot be imported."""
     module, _, name = class_path.rpartition(".")
     try:
@@ -172,7 +177,7 @@ def _arguments(class_path: str) -> list[str]:
     return list(out)
 
 
-def _settings(argv: Sequence[str]) -> Iterator[Setting]:
+def _settings(argv: Sequence[str], folder: Path) -> Iterator[Setting]:
     """Every key of the configs and of the command line, in the order in which they take effect."""
     tokens = list(argv)
     for i, token in enumerate(tokens):
@@ -184,17 +189,18 @@ def _settings(argv: Sequence[str]) -> Iterator[Setting]:
             value = "" if following.startswith("--") else following
         key = option.lstrip("-")
         if key in ("c", "config"):
-            yield from _of_file(Path(value), "")
+            if value:
+                yield from _of_file(Path(value), folder, "")
             continue
         key = _plain(key)
         yield Setting(key, value, "command line")
-        if value.endswith((".yaml", ".yml")) and Path(value).is_file():
-            yield from _of_file(Path(value), key)
+        if value.endswith((".yaml", ".yml")) and (folder / value).is_file():
+            yield from _of_file(Path(value), folder, key)
 
 
-def _of_file(path: Path, prefix: str) -> Iterator[Setting]:
+def _of_file(path: Path, folder: Path, prefix: str) -> Iterator[Setting]:
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose((folder / path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -202,13 +208,13 @@ def _of_file(path: Path, prefix: str) -> Iterator[Setting]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if node is not None:
-        yield from _of_node(node, path, prefix, "")
+        yield from _of_node(node, path, folder, prefix, "")
 
 
-def _of_node(node: yaml.Node, path: Path, prefix: str, owner: str) -> Iterator[Setting]:
+def _of_node(node: yaml.Node, path: Path, folder: Path, prefix: str, owner: str) -> Iterator[Setting]:
     if isinstance(node, yaml.ScalarNode):
-        if node.value.endswith((".yaml", ".yml")) and (path.parent / node.value).is_file():
-            yield from _of_file(path.parent / node.value, prefix)
+        if node.value.endswith((".yaml", ".yml")) and (folder / path.parent / node.value).is_file():
+            yield from _of_file(path.parent / node.value, folder, prefix)
         return
     if not isinstance(node, yaml.MappingNode):
         return
@@ -219,7 +225,7 @@ def _of_node(node: yaml.Node, path: Path, prefix: str, owner: str) -> Iterator[S
         line = class_path.start_mark.line + 1
         yield Setting(prefix, class_path.value, f"{path}:{line}")
         if isinstance(names.get("init_args"), yaml.Node):
-            yield from _of_node(names["init_args"], path, prefix, class_path.value)
+            yield from _of_node(names["init_args"], path, folder, prefix, class_path.value)
         for k, _ in pairs:
             if k.value not in ("class_path", "init_args", "dict_kwargs"):
                 yield Setting(f"{prefix}.{k.value}", None, f"{path}:{k.start_mark.line + 1}", class_path.value)
@@ -228,7 +234,7 @@ def _of_node(node: yaml.Node, path: Path, prefix: str, owner: str) -> Iterator[S
         key = f"{prefix}.{k.value}" if prefix else k.value
         value = v.value if isinstance(v, yaml.ScalarNode) else None
         yield Setting(key, value, f"{path}:{k.start_mark.line + 1}", owner)
-        yield from _of_node(v, path, key, "")
+        yield from _of_node(v, path, folder, key, "")
 
 
 def _plain(key: str) -> str:

@@ -23,7 +23,11 @@ def main(argv: Sequence[str]) -> int:
     room.add_argument("--size", default="small", help="tiny, small (60 frames 320x240) or full (200 frames 640x480)")
     room.add_argument("--seed", type=int, default=0, help="which room (0 to 899)")
     room.add_argument(
-        "--masks", nargs="+", default=None, metavar="PRESET", help="pseudo-mask presets; default: clean light medium heavy"
+        "--masks",
+        nargs="+",
+        default=None,
+        metavar="PRESET",
+        help="pseudo-mask presets; default: clean light medium heavy",
     )
     room.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(list(argv))
@@ -31,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     from panbench.data.mask_noise import PRESETS
     from panbench.data.rooms import make_room
 
-    folder = make_room(args.out, size=args.size, seed=args.seed, masks=args.masks or tuple(PRESETS), progress=not args.quiet)
+    folder = make_room(
+        args.out, size=args.size, seed=args.seed, masks=args.masks or tuple(PRESETS), progress=not args.quiet
+    )
     _log.info("wrote %s", folder)
     return 0

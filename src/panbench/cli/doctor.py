@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         ("compilers", list(compilers())),
         ("folders", list(folders(options.data))),
     ):
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 1))
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
         for name, good, found in lines:
             table.add_row("[green]ok[/]" if good else "[yellow]--[/]", name, found)
         stdout().print(table)
@@ -67,7 +67,7 @@ def versions() -> Iterator[Line]:
 
 
 def back_ends() -> Iterator[Line]:
-    """As :func:`panbench.ops.backend.describe` says; building happens at the first use, not here."""
+    """As :func:`panbench.ops.backend.describe` says, which compiles the kernels if that was not done yet."""
     from panbench.ops.backend import describe
 
     yield from describe()
@@ -96,7 +96,8 @@ def folders(data_root: str | None) -> Iterator[Line]:
     cache = Path(os.environ.get("PANBENCH_CACHE") or Path.home() / ".cache" / "panbench")
     existing = next(p for p in (cache, *cache.parents) if p.exists())
     writable = os.access(existing, os.W_OK)
-    yield "cache", writable, f"{cache}" if writable else f"{cache} cannot be written; set PANBENCH_CACHE to another folder"
+    remedy = "" if writable else " cannot be written; set PANBENCH_CACHE to another folder"
+    yield "cache", writable, f"{cache}{remedy}"
     if data_root is None:
         yield "data root", True, "none given: fit uses a built-in SYNTHETIC room unless --data.root is set"
     else:

@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from panbench.errors import UserError
+from panbench.errors import Interrupted, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -41,7 +41,7 @@ def explained(command: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str
     def wrapped(argv: Sequence[str]) -> int:
         try:
             return command(argv)
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, Interrupted) as stop:
             detail = " ".join(str(stop).split())
             _tell(f"stopped: {detail}" if detail else "stopped")
             return INTERRUPTED

@@ -57,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(VERBS)}"
         raise UserError(f"unknown verb {verb!r}: {hint}")
+    importlib.import_module("panbench.cli.console").set_up_logging()
     module = importlib.import_module(VERBS[verb][0])
     return int(module.main([verb, *rest] if verb in _LIGHTNING_VERBS else rest) or 0)
 

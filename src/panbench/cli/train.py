@@ -10,11 +10,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import lightning as L
@@ -23,8 +26,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from panbench.cli.config_errors import explain
-from panbench.cli.console import set_up_logging, stdout
-from panbench.errors import UserError
+from panbench.cli.console import stdout
+from panbench.errors import Interrupted, UserError
 from panbench.ops import backend
 from panbench.resources import find_config
 from panbench.training.checkpoint import AtomicCheckpointIO, SaveLast
@@ -93,13 +96,17 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one line."""
 
     argv: Sequence[str] = ()
+    folder: Path = Path()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises:
         UserError: always, with the key, the cause, the nearest valid name and the file.
         """
+        if not self.exit_on_error:
+            # A parser within the parser, trying one of several types: the outer one reports.
+            super().error(message, ex)
         groups = [action.dest for action in self._actions if action.dest not in ("help", "config", "print_config")]
-        raise UserError(explain(str(message), self.argv, groups, L.Trainer)) from ex
+        raise UserError(explain(str(message), self.argv, self.folder, groups, L.Trainer)) from ex
 
 
 class PanbenchCLI(LightningCLI):
@@ -124,6 +131,7 @@ class PanbenchCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False, "prog": "panbench fit"},
             run=False,
@@ -138,14 +146,15 @@ class PanbenchCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
         assert isinstance(parser, Parser)
-        parser.argv = self._argv
+        parser.argv, parser.folder = self._argv, Path.cwd()
         self.config = parser.parse_args(self._argv)
         if isinstance(self.config.seed_everything, bool):
             raise UserError("seed_everything: give a number; a run's folder and its result are named by it")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, once the scene is known and with it the run directory."""
-        options: RunOptions = self.config_init.run
+        settings: Any = self.config_init
+        options: RunOptions = settings.run
         datamodule: L.LightningDataModule = self.datamodule
         datamodule.prepare_data()
         datamodule.setup("fit")
@@ -155,9 +164,9 @@ class PanbenchCLI(LightningCLI):
             m = self.manifest
             self._folder = Path(options.root) / m.dataset / m.scene / m.method / f"s{m.seed}-{m.hash[:8]}"
         self.run_dir = RunDirectory(self._folder)
-        config = self.config_init.trainer
+        config = settings.trainer
         if config.enable_progress_bar is False:
-            self.config_init.pop("progress")
+            settings.pop("progress")
             self.parser.callback_keys.remove("progress")
         plugins = config.plugins or []
         return super().instantiate_trainer(
@@ -174,7 +183,7 @@ class PanbenchCLI(LightningCLI):
 
     def resolved(self) -> str:
         """The complete configuration as YAML."""
-        return self.parser.dump(self.config, skip_none=False)
+        return self.parser.dump(self.config, skip_unset=False)
 
     def _describe(self, options: RunOptions) -> RunManifest:
         config: dict[str, Any] = yaml.safe_load(self.resolved())
@@ -240,7 +249,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: for anything the user can mend.
     """
-    set_up_logging()
+    # During training SaveLast answers Ctrl-C; this is for the time before and after.
+    signal.signal(signal.SIGINT, _stop)
     verb, options = argv[0], list(argv[1:])
     folder = None
     if options and not options[0].startswith("-"):
@@ -254,6 +264,10 @@ def main(argv: Sequence[str]) -> int:
     return _after_training(cli, verb)
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("the same command continues")
+
+
 def _fit(cli: PanbenchCLI) -> int:
     run = cli.run_dir
     run.create()
@@ -261,6 +275,7 @@ def _fit(cli: PanbenchCLI) -> int:
         if cli.config.fresh:
             run.clear()
         manifest = _resumable(cli)
+        finish = _finish_of(cli, manifest)
         if manifest.status == "finished" and run.result.is_file():
             log.info("%s is finished; --fresh starts it over", run.path)
             show_result(run, stdout())
@@ -273,10 +288,10 @@ def _fit(cli: PanbenchCLI) -> int:
             run.write_manifest(manifest)
             weights = None
         else:
-            log.info("%s is trained; scoring it", run.path)
+            log.info("%s is trained", run.path)
             weights = run.checkpoint
         if cli.options.finish:
-            _finish(cli, manifest, weights)
+            _score(cli, finish, manifest, weights)
     return 0
 
 
@@ -318,8 +333,11 @@ def _train(cli: PanbenchCLI, manifest: RunManifest) -> None:
         manifest.backend, manifest.backend_reason = backend.resolve(), backend.reason()
 
 
-def _finish(cli: PanbenchCLI, manifest: RunManifest, weights: Path | None) -> None:
-    finish = Finish(cli.run_dir, manifest, cli.options.protocols, config=yaml.safe_load(cli.resolved()))
+def _finish_of(cli: PanbenchCLI, manifest: RunManifest) -> Finish:
+    return Finish(cli.run_dir, manifest, cli.options.protocols, config=yaml.safe_load(cli.resolved()))
+
+
+def _score(cli: PanbenchCLI, finish: Finish, manifest: RunManifest, weights: Path | None) -> None:
     finish.predict(cli.trainer, cli.model, cli.datamodule, weights)
     finish.score(cli.datamodule.scene)
     finish.log(cli.trainer.loggers)
@@ -338,10 +356,9 @@ def _after_training(cli: PanbenchCLI, verb: str) -> int:
         if verb == "validate":
             cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(run.checkpoint))
         elif verb == "test":
-            _finish(cli, manifest, run.checkpoint)
+            _score(cli, _finish_of(cli, manifest), manifest, run.checkpoint)
         else:
-            finish = Finish(run, manifest, cli.options.protocols, config=yaml.safe_load(cli.resolved()))
-            finish.predict(cli.trainer, cli.model, cli.datamodule, run.checkpoint)
+            _finish_of(cli, manifest).predict(cli.trainer, cli.model, cli.datamodule, run.checkpoint)
             stdout().print(str(run.predictions), soft_wrap=True)
     return 0
 
@@ -349,7 +366,7 @@ def _after_training(cli: PanbenchCLI, verb: str) -> int:
 def _run_folder(path: str) -> Path:
     folder = Path(path)
     if not RunDirectory(folder).config.is_file():
-        raise UserError(f"{path} is not a run directory: it has no config.yaml; options start with --, such as --config")
+        raise UserError(f"{path} is not a run directory: it has no config.yaml; to name a config, use --config")
     return folder
 
 
@@ -367,10 +384,9 @@ def _with_found_configs(options: Sequence[str]) -> list[str]:
 
 
 def _make_short_names_known() -> None:
-    """Import what panbench ships, so that ``--model ThreeDGS`` works: the parser finds bare names among loaded classes."""
-    import panbench.heads
-    import panbench.models
-    from panbench.data import ScanNetDataModule  # noqa: F401
+    """Import what panbench ships, so that ``--model ThreeDGS`` works: bare names are looked up among loaded classes."""
+    for module in ("panbench.heads", "panbench.models", "panbench.data.scannet"):
+        importlib.import_module(module)
 
 
 def _method_name(model: Mapping[str, Any]) -> str:

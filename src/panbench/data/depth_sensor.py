@@ -1,8 +1,8 @@
 """Noise of a structured-light depth camera (Structure Sensor, Kinect 1 class).
 
-Disparity is measured in eighths of a pixel of a 640-column sensor with Gaussian noise of ``disparity_ticks`` eighths; at
-0.4 the noise of flat surfaces is 3.0, 4.9, 7.8, 12.3, 19.3 mm at 1.3, 1.7, 2.2, 2.8, 3.6 m, within about a tenth of the
-law of Nguyen et al. 2012, σ_z = 1.2 mm + 1.9 mm (z/m − 0.4)².
+Disparity is measured in eighths of a pixel of a 640-column sensor with Gaussian noise of ``disparity_ticks`` eighths;
+at 0.4 the noise of flat surfaces is 3.0, 4.9, 7.8, 12.3, 19.3 mm at 1.3, 1.7, 2.2, 2.8, 3.6 m, within about a tenth of
+the law of Nguyen et al. 2012, σ_z = 1.2 mm + 1.9 mm (z/m − 0.4)².
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates, maximum_filter, minimum_filter
 from scipy.special import ndtr
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 _REFERENCE_FOCAL = 571.6
 _REFERENCE_WIDTH = 640
@@ -75,7 +75,9 @@ class DepthSensor:
         loss = np.where(cosine < np.cos(np.radians(80)), np.maximum(loss, self.grazing_loss), loss)
         if albedo is not None:
             loss = np.where(albedo < 0.03, np.maximum(loss, self.dark_loss), loss)
-        blobs = gaussian_filter(rng.standard_normal(depth.shape, dtype=np.float32), 2.0 * width / _REFERENCE_WIDTH, mode="wrap")
+        blobs = gaussian_filter(
+            rng.standard_normal(depth.shape, dtype=np.float32), 2.0 * width / _REFERENCE_WIDTH, mode="wrap"
+        )
         lost = ndtr(blobs / blobs.std()) < loss
         lost |= _in_projector_shadow(depth, focal, self.baseline)
         lost |= (depth <= 0) | (measured < self.near) | (measured > self.far)
@@ -85,8 +87,8 @@ class DepthSensor:
 def _in_projector_shadow(depth: Floats, focal: float, baseline: float) -> NDArray[np.bool_]:
     """Pixels [H, W] whose surface the projector, ``baseline`` metres to the camera's side, does not light.
 
-    In the projector's columns a pixel lies at u − f·b/z; it is hidden when a nearer surface further right in the picture
-    lies further left there.
+    In the projector's columns a pixel lies at u − f·b/z; it is hidden when a nearer surface further right in the
+    picture lies further left there.
     """
     columns = np.arange(depth.shape[1], dtype=np.float32) - focal * baseline / np.maximum(depth, 0.05)
     nearest_right = np.minimum.accumulate(columns[:, ::-1], axis=1)[:, ::-1]

@@ -2,7 +2,8 @@
 
 A frame's true segments become detections; detections are missed (for several frames on end), merged, cut, split,
 confused, moved at their borders; stuff goes missing or has holes; things are seen that are not there. Each detection
-has one score and the highest score wins a pixel, so what nobody claims is void. Instance ids are shuffled in every frame.
+has one score and the highest score wins a pixel, so what nobody claims is void. Instance ids are shuffled in every
+frame.
 Rates are engineering choices that reach plausible totals (docs/rooms.md has the measured quality), not measurements.
 """
 
@@ -22,8 +23,9 @@ Mask = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
 
 _CONFUSED: Mapping[str, tuple[str, ...]] = {
-    "chair": ("sofa", "table"), "sofa": ("chair", "bed"), "table": ("desk", "box", "cabinet"), "desk": ("table", "cabinet"),
-    "cabinet": ("shelf", "desk"), "shelf": ("cabinet",), "bed": ("sofa", "table"), "whiteboard": ("wall", "picture"),
+    "chair": ("sofa", "table"), "sofa": ("chair", "bed"), "table": ("desk", "box", "cabinet"),
+    "desk": ("table", "cabinet"), "cabinet": ("shelf", "desk"),
+    "shelf": ("cabinet",), "bed": ("sofa", "table"), "whiteboard": ("wall", "picture"),
     "door": ("wall", "cabinet"), "curtain": ("wall",), "window": ("wall", "picture"), "trash can": ("box", "plant"),
     "box": ("trash can", "cabinet"), "picture": ("window", "whiteboard"), "monitor": ("picture", "box"),
     "pillow": ("sofa", "box"), "rug": ("floor",), "books": ("box",), "lamp": ("plant",), "plant": ("lamp",),
@@ -66,8 +68,8 @@ class MaskNoise:
 
 PRESETS: Mapping[str, MaskNoise] = {
     "clean": MaskNoise(),
-    "light": MaskNoise((0.25, 0.08, 0.02), 0.85, 0.05, 0.30, 0.04, 0.03, 0.05, 1.5, 0.05, 0.05, 0.04, 0.1),
-    "medium": MaskNoise((0.45, 0.18, 0.06), 0.85, 0.12, 0.50, 0.08, 0.06, 0.10, 2.5, 0.10, 0.15, 0.08, 0.3),
+    "light": MaskNoise((0.25, 0.08, 0.02), 0.85, 0.05, 0.30, 0.04, 0.03, 0.05, 1.2, 0.05, 0.05, 0.04, 0.1),
+    "medium": MaskNoise((0.45, 0.18, 0.06), 0.85, 0.12, 0.50, 0.08, 0.06, 0.10, 2.0, 0.10, 0.15, 0.08, 0.3),
     "heavy": MaskNoise((0.60, 0.30, 0.12), 0.85, 0.25, 0.60, 0.15, 0.12, 0.20, 4.0, 0.20, 0.30, 0.15, 0.8),
 }
 
@@ -141,7 +143,7 @@ class MaskNoiser:
     def _things(self, index: int, semantic: Labels, instance: Labels, rng: np.random.Generator) -> list[_Detection]:
         noise, size = self._noise, semantic.size
         on_things = self._is_thing[semantic]
-        ids = np.unique(instance[on_things])
+        ids = np.flatnonzero(np.bincount(instance[on_things], minlength=1))
         found: list[_Detection] = []
         for i in ids[ids > 0].tolist():
             mask = (instance == i) & on_things
@@ -167,7 +169,11 @@ class MaskNoiser:
         for detection in found:
             partner = None
             for other in out:
-                if other.category == detection.category and rng.random() < self._noise.merged and _touch(other.mask, detection.mask):
+                if (
+                    other.category == detection.category
+                    and rng.random() < self._noise.merged
+                    and _touch(other.mask, detection.mask)
+                ):
                     partner = other
                     break
             if partner is None:
@@ -181,7 +187,7 @@ class MaskNoiser:
         if rng.random() >= self._noise.fragment:
             return mask
         box = _bounds(mask, 0)
-        pieces, count = label(mask[box])
+        pieces, count = _pieces(mask[box])
         if count < 2:
             return mask
         out = np.zeros_like(mask)
@@ -218,7 +224,9 @@ class MaskNoiser:
     def _stuff(self, semantic: Labels, rng: np.random.Generator) -> list[_Detection]:
         noise = self._noise
         out: list[_Detection] = []
-        present = [c for c in np.unique(semantic).tolist() if c != VOID and not self._is_thing[c]]
+        present = [
+            c for c in np.flatnonzero(np.bincount(semantic.ravel())).tolist() if c != VOID and not self._is_thing[c]
+        ]
         if self._clean:
             return [_Detection(semantic == c, c, 0.5) for c in present]
         waves = _Waves(semantic.shape, rng)
@@ -274,7 +282,7 @@ class MaskNoiser:
             mask[box] = moved
         if bleeds and mask.any():
             box = _bounds(mask, 0)
-            edge = np.argwhere(mask[box] & ~binary_erosion(mask[box]))
+            edge = np.argwhere(mask[box] & ~np.asarray(binary_erosion(mask[box]), dtype=bool))
             centre = edge[int(where * len(edge))] + (box[0].start, box[1].start)
             mask = mask | _ellipse(mask.shape, centre, np.array([radius, radius]), 0.0)
         return mask
@@ -314,6 +322,13 @@ class _Waves:
         return self._field[y : y + shape[0], x : x + shape[1]]
 
 
+def _pieces(mask: Mask) -> tuple[NDArray[np.int32], int]:
+    """Connected pieces 1 … count of a mask."""
+    pieces = np.zeros(mask.shape, dtype=np.int32)
+    count = label(mask, output=pieces)
+    return pieces, int(np.max(pieces)) if count else 0
+
+
 def _bounds(mask: Mask, margin: int) -> tuple[slice, slice]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (
@@ -325,7 +340,7 @@ def _bounds(mask: Mask, margin: int) -> tuple[slice, slice]:
 def _touch(a: Mask, b: Mask) -> bool:
     """Whether two masks come within 3 pixels of each other."""
     box = _bounds(a, 4)
-    return bool((binary_dilation(a[box], iterations=3) & b[box]).any())
+    return bool((np.asarray(binary_dilation(a[box], iterations=3), dtype=bool) & b[box]).any())
 
 
 def _ellipse(shape: tuple[int, ...], centre: NDArray[np.floating], radius: NDArray[np.floating], angle: float) -> Mask:
@@ -340,8 +355,9 @@ def mask_quality(
 ) -> dict[str, float]:
     """How good pseudo-masks are against the truth, in per cent; void in a mask counts as wrong.
 
-    ``mIoU_per_frame``: mean over frames of the mean IoU of the classes present. ``mIoU_all``, ``mAcc_all``: one confusion
-    matrix of all frames. ``PQ``, ``SQ``, ``RQ``: segments of single views (at least 30 px, IoU > 0.5), counted over all
+    ``mIoU_per_frame``: mean over frames of the mean IoU of the classes present. ``mIoU_all``, ``mAcc_all``: one
+    confusion matrix of all frames.
+    ``PQ``, ``SQ``, ``RQ``: segments of single views (at least 30 px, IoU > 0.5), counted over all
     views per class, then averaged over classes; ``_things``: over thing classes only. ``void_px``: unlabelled share.
     """
     size = labels.size
@@ -376,23 +392,34 @@ def mask_quality(
     for suffix, chosen in (("", seen), ("_things", seen & is_thing)):
         chosen = chosen & (tp + fp + fn > 0)
         if chosen.any():
-            out |= {f"PQ{suffix}": float((sq * rq)[chosen].mean()), f"SQ{suffix}": float(sq[chosen].mean()), f"RQ{suffix}": float(rq[chosen].mean())}
+            out |= {
+                f"PQ{suffix}": float((sq * rq)[chosen].mean()),
+                f"SQ{suffix}": float(sq[chosen].mean()),
+                f"RQ{suffix}": float(rq[chosen].mean()),
+            }
     out["void_px"] = void / max(total, 1)
     return {k: round(100 * v, 1) for k, v in out.items()}
 
 
 def _tally_segments(
-    tally: NDArray[np.float64], mask: PseudoMask, semantic: Labels, instance: NDArray[np.integer], counted: Mask, evaluated: Mask
+    tally: NDArray[np.float64],
+    mask: PseudoMask,
+    semantic: Labels,
+    instance: NDArray[np.integer],
+    counted: Mask,
+    evaluated: Mask,
 ) -> None:
     """Add the matches of one view to ``tally`` [classes, (ΣIoU, TP, FP, FN)]."""
-    true = semantic.astype(np.int64) * 256 + instance
-    guess = mask.semantic.astype(np.int64) * 256 + mask.instance
-    pairs, counts = np.unique(np.stack([true[counted], guess[counted]]), axis=1, return_counts=True)
-    true_area = dict(zip(*(a.tolist() for a in np.unique(true[counted], return_counts=True)), strict=True))
-    guess_area = dict(zip(*(a.tolist() for a in np.unique(guess[counted], return_counts=True)), strict=True))
+    true, true_area = _segments(semantic[counted], instance[counted])
+    guess, guess_area = _segments(mask.semantic[counted], mask.instance[counted])
+    width = len(guess_area)
+    counts = np.bincount(true * width + guess, minlength=len(true_area) * width)
+    pairs = np.flatnonzero(counts)
+    true_keys, guess_keys = list(true_area), list(guess_area)
     matched_true: set[int] = set()
     matched_guess: set[int] = set()
-    for t, g, both in zip(pairs[0].tolist(), pairs[1].tolist(), counts.tolist(), strict=True):
+    for pair, both in zip(pairs.tolist(), counts[pairs].tolist(), strict=True):
+        t, g = true_keys[pair // width], guess_keys[pair % width]
         overlap = both / (true_area[t] + guess_area[g] - both)
         if t >> 8 == g >> 8 and overlap > 0.5 and true_area[t] >= 30:
             tally[t >> 8, :2] += (overlap, 1)
@@ -404,3 +431,13 @@ def _tally_segments(
     for g, area in guess_area.items():
         if g not in matched_guess and area >= 30 and evaluated[g >> 8]:
             tally[g >> 8, 2] += 1
+
+
+def _segments(semantic: Labels, instance: NDArray[np.integer]) -> tuple[NDArray[np.int64], dict[int, int]]:
+    """Index of each pixel's segment [N], and the area of each segment by its key class · 256 + id, in index order."""
+    key = semantic.astype(np.int64) * 256 + instance
+    area = np.bincount(key, minlength=1)
+    keys = np.flatnonzero(area)
+    lookup = np.zeros(len(area), dtype=np.int64)
+    lookup[keys] = np.arange(len(keys))
+    return lookup[key], dict(zip(keys.tolist(), area[keys].tolist(), strict=True))

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.ndimage import distance_transform_edt, gaussian_filter1d, label
 from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from panbench.data.room_layout import Room, inside
 from panbench.data.room_render import RoomTracer
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 _CELL = 0.1
 _LOW_WIDTH, _LOW_HEIGHT = 32, 24
 _SECTORS = 8
@@ -54,14 +54,15 @@ class _Walkable:
         within = inside(room.polygon, self.cells)
         top = np.float32(room.height - 0.12)
         origins = np.concatenate([self.cells.reshape(-1, 2), np.full((within.size, 1), top)], 1).astype(np.float32)
-        down = np.broadcast_to(np.array([0, 0, -1], dtype=np.float32), origins.shape)
+        down = np.broadcast_to(np.array([0.0, 0.0, -1.0]), origins.shape)
         hit = tracer.cast(origins, down)
-        ground = np.where(hit["primID"] >= 0, top - hit["tfar"], 0.0).reshape(within.shape)
+        ground = np.where(hit.face >= 0, top - hit.distance, 0.0).reshape(within.shape)
         padded = np.pad(within & (ground < 1.0), 1)
-        clearance = distance_transform_edt(padded)[1:-1, 1:-1] * _CELL
+        clearance = np.asarray(distance_transform_edt(padded))[1:-1, 1:-1] * _CELL
         free = clearance > 0.33
-        parts, number = label(free)
-        if number == 0:
+        parts = np.zeros(free.shape, dtype=np.int32)
+        label(free, output=parts)
+        if not parts.any():
             raise RuntimeError("the room leaves no place for a camera")
         self.free = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
         self.cost = np.where(ground > 0.2, 5.0, 1.0)
@@ -82,7 +83,9 @@ class _Walkable:
             columns.append(self.index[b][both])
             weights.append(np.hypot(dx, dy) * _CELL * (self.cost[a] + self.cost[b])[both] / 2)
         n = len(self.points)
-        half = sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n))
+        half = sparse.csr_matrix(
+            (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n)
+        )
         return sparse.csr_matrix(half + half.T)
 
     def nearest(self, point: Floats) -> int:
@@ -98,7 +101,9 @@ class _Walkable:
         return np.concatenate([start[None], self.points[nodes[::-1]], end[None]])
 
 
-def _candidates(ground: _Walkable, tracer: RoomTracer, focal: float, width: int, height: int, rng: np.random.Generator, count: int) -> _Views:
+def _candidates(
+    ground: _Walkable, tracer: RoomTracer, focal: float, width: int, height: int, rng: np.random.Generator, count: int
+) -> _Views:
     """Random standing views of the room with what they see, blocked ones left out."""
     places = ground.points[rng.choice(ground.standing, count)] + rng.uniform(-0.04, 0.04, (count, 2))
     turns = 10
@@ -113,8 +118,8 @@ def _candidates(ground: _Walkable, tracer: RoomTracer, focal: float, width: int,
         rays.append(_low_rays(look_at(eyes[k], yaw[k], pitch[k]), focal, width, height))
         origins.append(np.broadcast_to(eyes[k].astype(np.float32), rays[-1].shape))
     hit = tracer.cast(np.concatenate(origins), np.concatenate(rays))
-    seen = np.where(hit["primID"] >= 0, tracer.face_item[hit["primID"]], 0).reshape(len(yaw), -1)
-    depth = np.where(hit["primID"] >= 0, hit["tfar"], 0).reshape(len(yaw), -1)
+    seen = np.where(hit.face >= 0, tracer.face_item[hit.face], 0).reshape(len(yaw), -1)
+    depth = np.where(hit.face >= 0, hit.distance, 0).reshape(len(yaw), -1)
     for k in range(len(yaw)):
         share[k] = np.bincount(seen[k], minlength=items) / seen.shape[1]
         near[k] = np.quantile(depth[k], 0.3)
@@ -122,7 +127,10 @@ def _candidates(ground: _Walkable, tracer: RoomTracer, focal: float, width: int,
     middle = np.stack([np.bincount(tracer.vertex_item, tracer.vertices[:, k]) for k in (0, 1)], -1)
     middle /= np.maximum(np.bincount(tracer.vertex_item), 1)[:, None]
     offset = eyes[good, None, :2] - middle
-    sector = np.floor((np.arctan2(offset[..., 1], offset[..., 0]) / (2 * np.pi) + 0.5) * _SECTORS).astype(np.int64) % _SECTORS
+    sector = (
+        np.floor((np.arctan2(offset[..., 1], offset[..., 0]) / (2 * np.pi) + 0.5) * _SECTORS).astype(np.int64)
+        % _SECTORS
+    )
     return _Views(eyes[good], yaw[good], pitch[good], share[good], sector)
 
 
@@ -156,9 +164,11 @@ def _choose(views: _Views, count: int, need: Floats) -> list[int]:
 
 
 def _tour(views: _Views, chosen: list[int]) -> list[int]:
-    """Closed tour over the chosen views: nearest neighbour, then 2-opt; metres plus half the turn in radians."""
+    """Closed tour over the chosen views: nearest neighbour, then 2-opt; metres plus turn in radians."""
     eyes, yaw = views.eyes[chosen], views.yaw[chosen]
-    cost = np.linalg.norm(eyes[:, None] - eyes[None], axis=-1) + 0.5 * np.abs(np.angle(np.exp(1j * (yaw[:, None] - yaw[None]))))
+    cost = np.linalg.norm(eyes[:, None] - eyes[None], axis=-1) + np.abs(
+        np.angle(np.exp(1j * (yaw[:, None] - yaw[None])))
+    )
     order, left = [0], set(range(1, len(chosen)))
     while left:
         following = min(left, key=lambda k: (cost[order[-1], k], k))
@@ -176,32 +186,37 @@ def _tour(views: _Views, chosen: list[int]) -> list[int]:
     return [chosen[k] for k in order]
 
 
-def _poses(views: _Views, tour: list[int], ground: _Walkable, tree: cKDTree, frames: int, rng: np.random.Generator) -> Floats:
-    """Walk the tour: poses [frames, 4, 4], evenly spread over way and turning."""
+def _poses(
+    views: _Views, tour: list[int], ground: _Walkable, tree: KDTree, frames: int, rng: np.random.Generator
+) -> Floats:
+    """Walk the tour, and back to its start if it has more than two stops: poses [frames, 4, 4], evenly spread over
+    way and turning."""
     eyes, angles, steps = [], [], []
-    turn = np.unwrap(np.append(views.yaw[tour], views.yaw[tour[0]]))
-    pitch = np.append(views.pitch[tour], views.pitch[tour[0]])
-    heights = np.append(views.eyes[tour, 2], views.eyes[tour[0], 2])
-    for k in range(len(tour)):
-        start, end = views.eyes[tour[k], :2], views.eyes[tour[(k + 1) % len(tour)], :2]
+    stops = [*tour, tour[0]] if len(tour) > 2 else tour
+    turn, pitch, heights = np.unwrap(views.yaw[stops]), views.pitch[stops], views.eyes[stops, 2]
+    for k in range(len(stops) - 1):
+        start, end = views.eyes[stops[k], :2], views.eyes[stops[k + 1], :2]
         way = ground.walk(start, end)
         along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(way, axis=0), axis=1))])
-        effort = along[-1] + 0.55 * abs(turn[k + 1] - turn[k])
+        effort = along[-1] + 0.9 * abs(turn[k + 1] - turn[k])
         t = np.linspace(0, 1, max(4, int(effort * 24)), endpoint=False)
         ease = t - np.sin(2 * np.pi * t) / (2 * np.pi) * 0.35
         flat = np.stack([np.interp(ease * along[-1], along, way[:, j]) for j in (0, 1)], -1)
         eyes.append(np.column_stack([flat, heights[k] + (heights[k + 1] - heights[k]) * ease]))
-        angles.append(np.column_stack([turn[k] + (turn[k + 1] - turn[k]) * ease, pitch[k] + (pitch[k + 1] - pitch[k]) * ease]))
+        angles.append(
+            np.column_stack([turn[k] + (turn[k + 1] - turn[k]) * ease, pitch[k] + (pitch[k + 1] - pitch[k]) * ease])
+        )
         steps.append(np.full(len(t), effort / len(t)))
     path, angle, step = np.concatenate(eyes), np.concatenate(angles), np.concatenate(steps)
     spin = turn[-1] - turn[0]
     ramp = np.linspace(0, spin, len(path), endpoint=False)
-    angle[:, 0] = gaussian_filter1d(angle[:, 0] - ramp, 6.0, mode="wrap") + ramp
-    angle[:, 1] = gaussian_filter1d(angle[:, 1], 6.0, mode="wrap")
+    ends = "wrap" if len(tour) > 2 else "nearest"
+    angle[:, 0] = gaussian_filter1d(angle[:, 0] - ramp, 6.0, mode=ends) + ramp
+    angle[:, 1] = gaussian_filter1d(angle[:, 1], 6.0, mode=ends)
     # Round the corners as far as the furniture allows.
     smooth = path
     for sigma in (8.0, 5.0, 3.0, 1.5):
-        smooth = gaussian_filter1d(path, sigma, axis=0, mode="wrap")
+        smooth = gaussian_filter1d(path, sigma, axis=0, mode=ends)
         if tree.query(smooth)[0].min() > 0.22:
             break
     moments = np.concatenate([[0.0], np.cumsum(step)])[:-1]
@@ -218,10 +233,17 @@ def _poses(views: _Views, tour: list[int], ground: _Walkable, tree: cKDTree, fra
 
 
 def plan_path(
-    room: Room, tracer: RoomTracer, *, frames: int, focal: float, width: int, height: int, test: NDArray[np.bool_],
+    room: Room,
+    tracer: RoomTracer,
+    *,
+    frames: int,
+    focal: float,
+    width: int,
+    height: int,
+    test: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> Floats:
-    """Camera-to-world poses [frames, 4, 4] of a closed walk through a room.
+    """Camera-to-world poses [frames, 4, 4] of a closed walk through a room (of a short stretch below 30 frames).
 
     Objects that the first walk shows too rarely in training frames, or never in a test frame, get views of their own
     in up to three further walks; the best walk is returned.
@@ -236,15 +258,16 @@ def plan_path(
     """
     ground = _Walkable(room, tracer)
     views = _candidates(ground, tracer, focal, width, height, rng, 40 if frames < 30 else 110)
-    tree = cKDTree(tracer.vertices)
-    keys = int(np.clip(round(frames / 4.0), 3, 60))
+    tree = KDTree(tracer.vertices)
+    # A short film is one stretch between two views, so that its frames overlap.
+    keys = 2 if frames < 30 else min(round(frames / 5.0), 40)
     need = np.ones(views.share.shape[1])
     best: tuple[int, Floats] | None = None
     for _ in range(4):
         poses = _poses(views, _tour(views, _choose(views, keys, need)), ground, tree, frames, rng)
         rays = np.concatenate([_low_rays(p, focal, width, height) for p in poses])
         origins = np.repeat(poses[:, :3, 3].astype(np.float32), _LOW_WIDTH * _LOW_HEIGHT, axis=0)
-        hit = tracer.cast(origins, rays)["primID"]
+        hit = tracer.cast(origins, rays).face
         item = np.where(hit >= 0, tracer.face_item[hit], 0).reshape(frames, -1)
         shown = np.stack([np.bincount(row, minlength=len(need)) >= 2 for row in item])
         lacking = (shown[~test].sum(0) < min(3, frames // 4)) | (shown[test].sum(0) < 1)

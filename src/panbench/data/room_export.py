@@ -20,11 +20,13 @@ _NYU40 = (
 TSV_NAME = "scannetv2-labels.combined.tsv"
 _TSV_COLUMNS = (
     "id", "raw_category", "category", "count", "nyu40id", "eigen13id", "nyuClass", "nyu40class", "eigen13class",
-    "ModelNet40", "ModelNet10", "ShapeNetCore55", "synsetoffset", "wnsynsetid", "wnsynsetkey", "mpcat40", "mpcat40index",
+    "ModelNet40", "ModelNet10", "ShapeNetCore55", "synsetoffset", "wnsynsetid", "wnsynsetkey", "mpcat40",
+    "mpcat40index",
 )  # fmt: skip
 
 RAW_LABELS: Mapping[str, tuple[int, int]] = {
-    "wall": (1, 1), "chair": (2, 5), "floor": (3, 2), "table": (4, 7), "door": (5, 8), "couch": (6, 6), "cabinet": (7, 3),
+    "wall": (1, 1), "chair": (2, 5), "floor": (3, 2), "table": (4, 7), "door": (5, 8), "couch": (6, 6),
+    "cabinet": (7, 3),
     "shelf": (8, 15), "desk": (9, 14), "office chair": (10, 5), "bed": (11, 4), "pillow": (13, 18), "picture": (15, 11),
     "window": (16, 9), "bookshelf": (18, 10), "monitor": (19, 40), "curtain": (21, 16), "book": (22, 23),
     "armchair": (23, 5), "coffee table": (24, 7), "box": (26, 29), "lamp": (28, 35), "tv": (33, 25),
@@ -80,15 +82,31 @@ def write_calibration(folder: Path, scene: str, info: SensorInfo) -> None:
     identity = " ".join(f"{v:f}" for v in np.eye(4).ravel().tolist())
     values: dict[str, object] = {"axisAlignment": identity, "colorToDepthExtrinsics": identity}
     for kind in ("color", "depth"):
-        values |= {f"{kind}Width": info.width, f"{kind}Height": info.height, f"fx_{kind}": info.focal, f"fy_{kind}": info.focal}
+        values |= {
+            f"{kind}Width": info.width,
+            f"{kind}Height": info.height,
+            f"fx_{kind}": info.focal,
+            f"fy_{kind}": info.focal,
+        }
         values |= {f"mx_{kind}": cx, f"my_{kind}": cy}
-    values |= {"numColorFrames": info.frames, "numDepthFrames": info.frames, "numIMUmeasurements": 0, "sceneType": info.scene_type}
+    values |= {
+        "numColorFrames": info.frames,
+        "numDepthFrames": info.frames,
+        "numIMUmeasurements": 0,
+        "sceneType": info.scene_type,
+    }
     (folder / f"{scene}.txt").write_text("".join(f"{key} = {values[key]}\n" for key in sorted(values)))
 
 
 def write_annotation(
-    folder: Path, scene: str, vertices: NDArray[np.float32], normals: NDArray[np.float32], faces: NDArray[np.int32],
-    colors: NDArray[np.uint8], vertex_object: NDArray[np.int32], object_labels: Sequence[str],
+    folder: Path,
+    scene: str,
+    vertices: NDArray[np.float32],
+    normals: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    colors: NDArray[np.uint8],
+    vertex_object: NDArray[np.int32],
+    object_labels: Sequence[str],
 ) -> None:
     """Write the mesh, its label mesh, the over-segmentation and the aggregation.
 
@@ -101,27 +119,55 @@ def write_annotation(
     _write_ply(folder / f"{scene}_vh_clean_2.ply", vertices, faces, colors, None)
     _write_ply(folder / f"{scene}_vh_clean_2.labels.ply", vertices, faces, _palette()[nyu40], nyu40)
     cell = np.floor((vertices - vertices.min(0)) / 0.5).astype(np.int64)
-    side = np.abs(normals).argmax(1) * 2 + (np.take_along_axis(normals, np.abs(normals).argmax(1)[:, None], 1)[:, 0] > 0)
+    side = np.abs(normals).argmax(1) * 2 + (
+        np.take_along_axis(normals, np.abs(normals).argmax(1)[:, None], 1)[:, 0] > 0
+    )
     key = (((vertex_object * 64 + cell[:, 0]) * 64 + cell[:, 1]) * 64 + cell[:, 2]) * 8 + side
     _, first, segment = np.unique(key, return_index=True, return_inverse=True)
     # Segment ids are sparse in real files too: the index of a segment's first vertex.
     segments = first[segment.reshape(-1)]
     name = f"{scene}_vh_clean_2.0.010000.segs.json"
-    params = {"kThresh": "0.0001", "segMinVerts": "20", "minPoints": "750", "maxPoints": "30000", "thinThresh": "0.05", "flatThresh": "0.001", "minLength": "0.02", "maxLength": "1"}  # fmt: skip
+    params = {
+        "kThresh": "0.0001",
+        "segMinVerts": "20",
+        "minPoints": "750",
+        "maxPoints": "30000",
+        "thinThresh": "0.05",
+        "flatThresh": "0.001",
+        "minLength": "0.02",
+        "maxLength": "1",
+    }
     write_json(folder / name, {"params": params, "sceneId": scene, "segIndices": segments.tolist()}, indent=None)
     owner = vertex_object[first]
     groups = [
         {"id": k, "objectId": k, "segments": sorted(first[owner == k].tolist()), "label": label}
         for k, label in enumerate(object_labels)
     ]
-    data = {"sceneId": f"scannet.{scene}", "appId": "Aggregator.v2", "segGroups": groups, "segmentsFile": f"scannet.{name}"}
+    data = {
+        "sceneId": f"scannet.{scene}",
+        "appId": "Aggregator.v2",
+        "segGroups": groups,
+        "segmentsFile": f"scannet.{name}",
+    }
     write_json(folder / f"{scene}.aggregation.json", data, indent=None)
 
 
 def _write_ply(
-    path: Path, vertices: NDArray[np.float32], faces: NDArray[np.int32], colors: NDArray[np.uint8], label: NDArray[np.uint16] | None
+    path: Path,
+    vertices: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    colors: NDArray[np.uint8],
+    label: NDArray[np.uint16] | None,
 ) -> None:
-    fields: list[tuple[str, str]] = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1"), ("alpha", "u1")]
+    fields: list[tuple[str, str]] = [
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("z", "<f4"),
+        ("red", "u1"),
+        ("green", "u1"),
+        ("blue", "u1"),
+        ("alpha", "u1"),
+    ]
     names = {"<f4": "float", "u1": "uchar", "<u2": "ushort"}
     if label is not None:
         fields.append(("label", "<u2"))

@@ -72,7 +72,8 @@ class Workshop:
         self.rng, self.step = rng, step
 
     # ---- materials -------------------------------------------------------------------------------------------------
-    def _seed(self) -> int:
+    def new_seed(self) -> int:
+        """Seed of a new texture."""
         return int(self.rng.integers(0, 2**31))
 
     def _jitter(self, color: Color, spread: float = 0.03) -> Color:
@@ -81,32 +82,32 @@ class Workshop:
 
     def wood(self, gloss: float = 0.10) -> Material:
         color, accent = _WOODS[self.rng.integers(len(_WOODS))]
-        return Material("wood", self._jitter(color, 0.02), accent, 0.9, self._seed(), gloss, 40.0)
+        return Material("wood", self._jitter(color, 0.02), accent, 0.9, self.new_seed(), gloss, 40.0)
 
     def painted(self, color: Color | None = None, gloss: float = 0.08) -> Material:
         chosen = color or _PAINTS[self.rng.integers(len(_PAINTS))]
-        return Material("plain", self._jitter(chosen, 0.015), chosen, 0.8, self._seed(), gloss, 35.0, pixels=128)
+        return Material("plain", self._jitter(chosen, 0.015), chosen, 0.8, self.new_seed(), gloss, 35.0, pixels=128)
 
     def cloth(self, patterns: Sequence[str] = ("fabric", "plaid", "stripes", "dots"), tile: float = 0.55) -> Material:
         color, accent = _CLOTHS[self.rng.integers(len(_CLOTHS))]
-        return Material(str(self.rng.choice(patterns)), self._jitter(color), accent, tile, self._seed())
+        return Material(str(self.rng.choice(patterns)), self._jitter(color), accent, tile, self.new_seed())
 
     def leather(self) -> Material:
         colors: tuple[Color, ...] = ((0.46, 0.30, 0.20), (0.26, 0.24, 0.24), (0.86, 0.82, 0.74), (0.55, 0.26, 0.20))
         return Material(
-            "leather", self._jitter(colors[self.rng.integers(len(colors))]), tile=0.35, seed=self._seed(),
+            "leather", self._jitter(colors[self.rng.integers(len(colors))]), tile=0.35, seed=self.new_seed(),
             gloss=0.10, shine=25.0,
         )  # fmt: skip
 
     def metal(self, dark: bool = False) -> Material:
         return Material(
-            "plain", (0.24, 0.24, 0.26) if dark else (0.72, 0.73, 0.75), tile=0.5, seed=self._seed(), gloss=0.35,
+            "plain", (0.24, 0.24, 0.26) if dark else (0.72, 0.73, 0.75), tile=0.5, seed=self.new_seed(), gloss=0.35,
             shine=60.0, pixels=64,
         )  # fmt: skip
 
     def plastic(self, color: Color) -> Material:
         return Material(
-            "plain", self._jitter(color, 0.02), tile=0.5, seed=self._seed(), gloss=0.18, shine=50.0, pixels=128
+            "plain", self._jitter(color, 0.02), tile=0.5, seed=self.new_seed(), gloss=0.18, shine=50.0, pixels=128
         )
 
     # ---- shapes ----------------------------------------------------------------------------------------------------
@@ -137,7 +138,10 @@ class Workshop:
                 (x * (w / 2 - 0.025), d / 2 + 0.05, 0), (x * (w / 2 - 0.03), d / 2 - 0.02, seat),
                 (x * (w / 2 - 0.03), d / 2 + 0.06, top),
             ]  # fmt: skip
-            parts += [(shapes.tube(front, (0.022, 0.016), self.step), frame), (shapes.tube(back, 0.019, self.step), frame)]
+            parts += [
+                (shapes.tube(front, (0.022, 0.016), self.step), frame),
+                (shapes.tube(back, 0.019, self.step), frame),
+            ]
             side = [(x * (w / 2 - 0.02), -d / 2 + 0.02, 0.2), (x * (w / 2 - 0.025), d / 2 + 0.02, 0.2)]
             parts.append((shapes.tube(side, 0.011, self.step), frame))
         if self.rng.random() < 0.5:
@@ -150,7 +154,9 @@ class Workshop:
             for x in np.linspace(-w / 2 + 0.09, w / 2 - 0.09, 4):
                 parts.append((shapes.tube([(x, d / 2 - 0.02, seat), (x, y, top - 0.06)], 0.009, self.step, 6), frame))
         if self.rng.random() < 0.6:
-            parts.append((shapes.cushion((w - 0.04, d - 0.05, 0.05), self.step).moved(0, -0.01, seat + 0.02), self.cloth()))
+            parts.append(
+                (shapes.cushion((w - 0.04, d - 0.05, 0.05), self.step).moved(0, -0.01, seat + 0.02), self.cloth())
+            )
         return _item("chair", parts)
 
     def office_chair(self) -> Item:
@@ -169,7 +175,9 @@ class Workshop:
             wheel = shapes.revolve([[(0.0, -0.03), (0.022, -0.02), (0.03, 0), (0.022, 0.02), (0.0, 0.03)]], self.step)
             parts.append((wheel.moved(0.29 * c, 0.29 * s, 0.032), plastic))
         for x in (-0.27, 0.27):
-            parts.append((shapes.tube([(x * 0.8, 0.02, 0.46), (x, 0.02, 0.50), (x, 0.02, 0.64)], 0.016, self.step), plastic))
+            parts.append(
+                (shapes.tube([(x * 0.8, 0.02, 0.46), (x, 0.02, 0.50), (x, 0.02, 0.64)], 0.016, self.step), plastic)
+            )
             parts.append((self._board((0.06, 0.26, 0.03), (x, -0.01, 0.66), 0.012), plastic))
         return _item("office chair", parts)
 
@@ -184,12 +192,18 @@ class Workshop:
             (self._board((w - 0.04, 0.20, 0.62), (0, d / 2 - 0.12, 0.50), 0.07, pitch=-0.10), cover),
         ]
         for x in (-1, 1):
-            parts.append((self._board((arm, d - 0.04, arm_h - 0.08), (x * (w - arm) / 2, 0, (arm_h + 0.08) / 2), 0.06), cover))
+            parts.append(
+                (self._board((arm, d - 0.04, arm_h - 0.08), (x * (w - arm) / 2, 0, (arm_h + 0.08) / 2), 0.06), cover)
+            )
             for y in (-d / 2 + 0.08, d / 2 - 0.08):
-                parts.append((shapes.cylinder(0.022, 0.0, 0.09, self.step).moved(x * (w / 2 - 0.09), y), self.metal(True)))
+                parts.append(
+                    (shapes.cylinder(0.022, 0.0, 0.09, self.step).moved(x * (w / 2 - 0.09), y), self.metal(True))
+                )
         for k in range(seats):
             x = (k - (seats - 1) / 2) * seat_w
-            parts.append((self._lay(shapes.cushion((seat_w - 0.01, 0.60, 0.15), self.step, 0.2)).moved(x, -0.09, 0.39), cover))
+            parts.append(
+                (self._lay(shapes.cushion((seat_w - 0.01, 0.60, 0.15), self.step, 0.2)).moved(x, -0.09, 0.39), cover)
+            )
             back = self._lay(shapes.cushion((seat_w - 0.02, 0.40, 0.15), self.step, 0.35))
             parts.append((back.turned(pitch=np.pi / 2 - 0.22).moved(x, 0.19, 0.63), cover))
         return _item("couch" if seats > 1 else "armchair", parts)
@@ -205,15 +219,38 @@ class Workshop:
         if w == d:
             parts: list[tuple[Mesh, Material]] = [
                 (self._flat_uv(shapes.cylinder(w / 2, h - 0.035, h, self.step)), top),
-                (shapes.revolve([[(0.0, 0.0), (0.26, 0.0)], [(0.26, 0.0), (0.25, 0.03), (0.06, 0.10), (0.045, 0.3), (0.07, h - 0.06), (0.14, h - 0.035)]], self.step), frame),
-            ]  # fmt: skip
+                (
+                    shapes.revolve(
+                        [
+                            [(0.0, 0.0), (0.26, 0.0)],
+                            [
+                                (0.26, 0.0),
+                                (0.25, 0.03),
+                                (0.06, 0.10),
+                                (0.045, 0.3),
+                                (0.07, h - 0.06),
+                                (0.14, h - 0.035),
+                            ],
+                        ],
+                        self.step,
+                    ),
+                    frame,
+                ),
+            ]
             return _item(label, parts)
         leg = 0.06 if h > 0.6 else 0.05
         parts = [(self._board((w, d, 0.036), (0, 0, h - 0.018), 0.01), top)]
         for x in (-1, 1):
             parts.append((self._board((0.02, d - 0.16, 0.075), (x * (w / 2 - 0.07), 0, h - 0.075), 0.004), frame))
             for y in (-1, 1):
-                parts.append((self._board((leg, leg, h - 0.036), (x * (w / 2 - 0.06), y * (d / 2 - 0.06), (h - 0.036) / 2), 0.01), frame))
+                parts.append(
+                    (
+                        self._board(
+                            (leg, leg, h - 0.036), (x * (w / 2 - 0.06), y * (d / 2 - 0.06), (h - 0.036) / 2), 0.01
+                        ),
+                        frame,
+                    )
+                )
         for y in (-1, 1):
             parts.append((self._board((w - 0.16, 0.02, 0.075), (0, y * (d / 2 - 0.07), h - 0.075), 0.004), frame))
         if h < 0.6:
@@ -230,7 +267,12 @@ class Workshop:
         w, d, h = float(self.rng.uniform(1.2, 1.4)), 0.66, 0.74
         parts: list[tuple[Mesh, Material]] = [(self._board((w, d, 0.03), (0, 0, h - 0.015), 0.006), body)]
         for y in (-1, 1):
-            parts.append((self._board((0.045, 0.045, h - 0.03), (-w / 2 + 0.05, y * (d / 2 - 0.05), (h - 0.03) / 2), 0.005), legs))
+            parts.append(
+                (
+                    self._board((0.045, 0.045, h - 0.03), (-w / 2 + 0.05, y * (d / 2 - 0.05), (h - 0.03) / 2), 0.005),
+                    legs,
+                )
+            )
         parts.append((self._board((0.40, d - 0.06, h - 0.06), (w / 2 - 0.22, 0.0, (h - 0.06) / 2 + 0.03), 0.006), body))
         for k in range(3):
             z = 0.14 + 0.215 * k
@@ -285,13 +327,17 @@ class Workshop:
         ]
         for x in (-1, 1):
             for y in (-1, 1):
-                parts.append((self._board((0.07, 0.07, 0.14), (x * (w / 2 - 0.05), y * (length / 2 - 0.05), 0.07), 0.01), frame))
+                parts.append(
+                    (self._board((0.07, 0.07, 0.14), (x * (w / 2 - 0.05), y * (length / 2 - 0.05), 0.07), 0.01), frame)
+                )
         phase = self.rng.uniform(0, 6.3, 4)
 
         def blanket(u: Floats, v: Floats) -> Floats:
             over = np.maximum(np.abs(u) - w / 2, 0.0)
             x = np.clip(u, -w / 2 - 0.012, w / 2 + 0.012)
-            ripple = 0.008 * np.sin(9 * u + phase[0] + 2 * np.sin(4 * v + phase[1])) + 0.006 * np.sin(13 * v + phase[2] + u)
+            ripple = 0.008 * np.sin(9 * u + phase[0] + 2 * np.sin(4 * v + phase[1])) + 0.006 * np.sin(
+                13 * v + phase[2] + u
+            )
             z = 0.535 + ripple - over * 0.95
             edge = 0.02 * np.clip(over * 8, 0, 1) * np.sin(16 * v + phase[3])
             return np.stack([x + np.sign(u) * (0.02 * np.clip(over * 10, 0, 1) + edge), v, z], -1)
@@ -328,28 +374,36 @@ class Workshop:
         return shapes.revolve([[(low_r, low), (high_r, high)], [(high_r, high), (0.0, high - 0.005)]], self.step)
 
     def _glowing(self) -> Material:
-        return Material("fabric", (0.93, 0.86, 0.70), tile=0.3, seed=self._seed(), glow=0.9, pixels=128)
+        return Material("fabric", (0.93, 0.86, 0.70), tile=0.3, seed=self.new_seed(), glow=0.9, pixels=128)
 
     def monitor(self, w: float, label: str) -> Item:
         """Flat screen on a foot, showing windows with text."""
         h, case = w * 0.58, self.plastic((0.14, 0.14, 0.15))
         z = h / 2 + 0.09
-        colors: tuple[tuple[Color, Color], ...] = (((0.2, 0.3, 0.45), (0.4, 0.55, 0.6)), ((0.3, 0.2, 0.35), (0.6, 0.4, 0.4)))
+        colors: tuple[tuple[Color, Color], ...] = (
+            ((0.2, 0.3, 0.45), (0.4, 0.55, 0.6)),
+            ((0.3, 0.2, 0.35), (0.6, 0.4, 0.4)),
+        )
         low, high = colors[self.rng.integers(2)]
         parts = [
             (self._board((w, 0.035, h), (0, 0.02, z), 0.012), case),
-            (self._decal(w - 0.03, h - 0.03, (0, -0.0005, z)), Material("screen", low, high, 1.0, self._seed(), 0.12, 90.0, 0.35)),
+            (
+                self._decal(w - 0.03, h - 0.03, (0, -0.0005, z)),
+                Material("screen", low, high, 1.0, self.new_seed(), 0.12, 90.0, 0.35),
+            ),
             (self._board((0.06, 0.03, 0.16), (0, 0.05, 0.09), 0.008), case),
             (self._board((min(0.3, w * 0.5), 0.18, 0.014), (0, 0.04, 0.007), 0.006), case),
-        ]  # fmt: skip
+        ]
         return _item(label, parts)
 
     def keyboard(self) -> Item:
         """Desktop keyboard."""
         base = self.plastic((0.18, 0.18, 0.19))
-        keys = shapes.panel(np.array([-0.21, -0.065, 0.0225]), np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), (0.42, 0.13), self.step)
+        keys = shapes.panel(
+            np.array([-0.21, -0.065, 0.0225]), np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), (0.42, 0.13), self.step
+        )
         keys = keys.with_uv(np.clip(keys.uv / np.array([0.42, 0.13]), 0.01, 0.99))
-        top = Material("keys", (0.12, 0.12, 0.13), (0.62, 0.62, 0.64), 1.0, self._seed())
+        top = Material("keys", (0.12, 0.12, 0.13), (0.62, 0.62, 0.64), 1.0, self.new_seed())
         return _item("keyboard", [(self._board((0.44, 0.15, 0.022), (0, 0, 0.011), 0.006), base), (keys, top)])
 
     def trash_can(self) -> Item:
@@ -367,16 +421,26 @@ class Workshop:
         pot_h, pot_r = 0.22 * h + 0.05, 0.13 * h + 0.03
         pots: tuple[Color, ...] = ((0.72, 0.42, 0.30), (0.90, 0.89, 0.86), (0.40, 0.46, 0.50))
         pot = self.plastic(pots[self.rng.integers(len(pots))])
-        earth = Material("carpet", (0.30, 0.22, 0.16), (0.20, 0.14, 0.10), 0.2, self._seed(), pixels=64)
+        earth = Material("carpet", (0.30, 0.22, 0.16), (0.20, 0.14, 0.10), 0.2, self.new_seed(), pixels=64)
         greens: tuple[tuple[Color, Color], ...] = (
             ((0.32, 0.52, 0.26), (0.50, 0.66, 0.36)), ((0.26, 0.44, 0.30), (0.66, 0.74, 0.48)),
         )  # fmt: skip
         green, rib = greens[self.rng.integers(len(greens))]
-        leaf = Material("leaf", self._jitter(green), rib, 1.0, self._seed(), 0.12, 20.0, pixels=128)
+        leaf = Material("leaf", self._jitter(green), rib, 1.0, self.new_seed(), 0.12, 20.0, pixels=128)
         parts: list[tuple[Mesh, Material]] = [
-            (shapes.revolve([[(0.0, 0.0), (0.72 * pot_r, 0.0)], [(0.72 * pot_r, 0.0), (pot_r, pot_h)], [(pot_r, pot_h), (0.9 * pot_r, pot_h - 0.01)]], self.step), pot),
+            (
+                shapes.revolve(
+                    [
+                        [(0.0, 0.0), (0.72 * pot_r, 0.0)],
+                        [(0.72 * pot_r, 0.0), (pot_r, pot_h)],
+                        [(pot_r, pot_h), (0.9 * pot_r, pot_h - 0.01)],
+                    ],
+                    self.step,
+                ),
+                pot,
+            ),
             (shapes.revolve([[(0.95 * pot_r, pot_h - 0.015), (0.0, pot_h - 0.005)]], self.step), earth),
-        ]  # fmt: skip
+        ]
         count = int(self.rng.integers(16, 24))
         for k in range(count):
             yaw = 2.399963 * k + float(self.rng.uniform(-0.2, 0.2))
@@ -397,7 +461,7 @@ class Workshop:
     def books(self, width: float, tall: float = 0.24) -> Item:
         """Row of standing books, the last ones leaning or lying."""
         covers = [
-            Material("spine", self._jitter(_CLOTHS[i][0], 0.06), _CLOTHS[i][1], 0.24, self._seed(), 0.05, pixels=64)
+            Material("spine", self._jitter(_CLOTHS[i][0], 0.06), _CLOTHS[i][1], 0.24, self.new_seed(), 0.05, pixels=64)
             for i in self.rng.choice(len(_CLOTHS), 4, replace=False)
         ]
         parts: list[tuple[Mesh, Material]] = []
@@ -415,7 +479,9 @@ class Workshop:
         z = 0.0
         for _ in range(int(self.rng.integers(2, 5))):
             t, i = float(self.rng.uniform(0.025, 0.045)), self.rng.integers(len(_CLOTHS))
-            cover = Material("spine", self._jitter(_CLOTHS[i][0], 0.06), _CLOTHS[i][1], 0.25, self._seed(), 0.05, pixels=64)
+            cover = Material(
+                "spine", self._jitter(_CLOTHS[i][0], 0.06), _CLOTHS[i][1], 0.25, self.new_seed(), 0.05, pixels=64
+            )
             book = shapes.box((0.24, 0.17, t), self.step, 0.004).turned(yaw=float(self.rng.normal(0, 0.15)))
             parts.append((book.moved(0, 0, z + t / 2), cover))
             z += t
@@ -425,7 +491,7 @@ class Workshop:
         """Closed cardboard box with tape and prints."""
         w, d, h = (size * float(self.rng.uniform(a, b)) for a, b in ((1.0, 1.3), (0.8, 1.0), (0.6, 0.9)))
         mesh = self._board((w, d, h), (0, 0, h / 2), 0.006)
-        card = Material("cardboard", self._jitter((0.72, 0.57, 0.40)), (0.82, 0.74, 0.58), max(w, d), self._seed())
+        card = Material("cardboard", self._jitter((0.72, 0.57, 0.40)), (0.82, 0.74, 0.58), max(w, d), self.new_seed())
         return _item("box", [(mesh, card)])
 
     def pillow(self, w: float = 0.44, d: float = 0.44) -> Item:
@@ -437,15 +503,28 @@ class Workshop:
         """Framed painting; hangs with its back at y = 0, centre at z = 0."""
         frame = self.wood() if self.rng.random() < 0.6 else self.painted()
         a, b = _CLOTHS[self.rng.integers(len(_CLOTHS))]
-        art = Material("painting", self._jitter(a, 0.08), b, 1.0, self._seed(), 0.05, 60.0)
-        return _item("picture", [(self._board((w, 0.03, h), (0, -0.016, 0), 0.008), frame), (self._decal(w - 0.07, h - 0.07, (0, -0.0325, 0)), art)])
+        art = Material("painting", self._jitter(a, 0.08), b, 1.0, self.new_seed(), 0.05, 60.0)
+        return _item(
+            "picture",
+            [
+                (self._board((w, 0.03, h), (0, -0.016, 0), 0.008), frame),
+                (self._decal(w - 0.07, h - 0.07, (0, -0.0325, 0)), art),
+            ],
+        )
 
     def whiteboard(self, w: float, h: float) -> Item:
         """Wall board with handwriting; hangs like a picture."""
         frame = self.metal()
-        ink = Material("writing", (0.93, 0.94, 0.94), tile=1.0, seed=self._seed(), gloss=0.2, shine=70.0, pixels=512)
+        ink = Material("writing", (0.87, 0.88, 0.88), tile=1.0, seed=self.new_seed(), gloss=0.2, shine=70.0, pixels=512)
         tray = self._board((w * 0.5, 0.07, 0.015), (0, -0.05, -h / 2 + 0.01), 0.004)
-        return _item("whiteboard", [(self._board((w, 0.02, h), (0, -0.011, 0), 0.006), frame), (tray, frame), (self._decal(w - 0.04, h - 0.04, (0, -0.0225, 0)), ink)])
+        return _item(
+            "whiteboard",
+            [
+                (self._board((w, 0.02, h), (0, -0.011, 0), 0.006), frame),
+                (tray, frame),
+                (self._decal(w - 0.04, h - 0.04, (0, -0.0225, 0)), ink),
+            ],
+        )
 
     def clock(self) -> Item:
         """Round wall clock; hangs like a picture."""
@@ -453,7 +532,7 @@ class Workshop:
         disc = shapes.revolve([[(0.16, 0.0), (0.16, 0.035)], [(0.16, 0.035), (0.14, 0.035)]], self.step, 32)
         face = shapes.revolve([[(0.145, 0.028), (0.0, 0.028)]], self.step, 32)
         face = face.with_uv(face.vertices[:, :2] / 0.32 + 0.5)
-        dial = Material("clock", (0.93, 0.92, 0.88), tile=1.0, seed=self._seed())
+        dial = Material("clock", (0.93, 0.92, 0.88), tile=1.0, seed=self.new_seed())
         return _item("clock", [(disc.turned(pitch=np.pi / 2), rim), (face.turned(pitch=np.pi / 2), dial)])
 
     def bag(self) -> Item:
@@ -462,16 +541,22 @@ class Workshop:
         parts = [
             (shapes.cushion((0.32, 0.20, 0.44), self.step, 0.0).moved(0, 0, 0.22), cloth),
             (shapes.cushion((0.24, 0.10, 0.22), self.step, 0.0).moved(0, -0.13, 0.14), cloth),
-            (shapes.tube([(-0.05, 0.04, 0.42), (-0.04, 0.05, 0.49), (0.04, 0.05, 0.49), (0.05, 0.04, 0.42)], 0.012, self.step), self.plastic((0.2, 0.2, 0.2))),
-        ]  # fmt: skip
+            (
+                shapes.tube(
+                    [(-0.05, 0.04, 0.42), (-0.04, 0.05, 0.49), (0.04, 0.05, 0.49), (0.05, 0.04, 0.42)], 0.012, self.step
+                ),
+                self.plastic((0.2, 0.2, 0.2)),
+            ),
+        ]
         return _item("backpack", parts)
 
     def radiator(self, w: float) -> Item:
         """Ribbed radiator that stands before a wall."""
         white = self.painted((0.91, 0.91, 0.89), 0.15)
         parts: list[tuple[Mesh, Material]] = [
-            (self._board((w, 0.03, 0.03), (0, 0.0, 0.16), 0.01), white), (self._board((w, 0.03, 0.03), (0, 0.0, 0.62), 0.01), white),
-        ]  # fmt: skip
+            (self._board((w, 0.03, 0.03), (0, 0.0, 0.16), 0.01), white),
+            (self._board((w, 0.03, 0.03), (0, 0.0, 0.62), 0.01), white),
+        ]
         for x in np.linspace(-w / 2 + 0.04, w / 2 - 0.04, max(4, int(w / 0.085))):
             parts.append((self._board((0.055, 0.07, 0.54), (float(x), 0, 0.39), 0.02), white))
         return _item("radiator", parts)

@@ -87,7 +87,8 @@ class _Plan:
         n = -self.inward[wall]
         return float(np.arctan2(n[1], n[0]) - np.pi / 2)
 
-    def _footprint(self, x: float, y: float, yaw: float, w: float, d: float) -> NDArray[np.bool_]:
+    def footprint(self, x: float, y: float, yaw: float, w: float, d: float) -> NDArray[np.bool_]:
+        """Cells of the floor under a rectangle [rows, columns]."""
         delta = self.cells - np.array([x, y])
         c, s = np.cos(yaw), np.sin(yaw)
         return (np.abs(delta[..., 0] * c + delta[..., 1] * s) <= w / 2) & (
@@ -96,7 +97,7 @@ class _Plan:
 
     def claim(self, x: float, y: float, yaw: float, w: float, d: float) -> bool:
         """Take a rectangle of floor if it is free and wholly inside the room."""
-        mask = self._footprint(x, y, yaw, w, d)
+        mask = self.footprint(x, y, yaw, w, d)
         # A rectangle that pokes out of the grid covers fewer cells than its area.
         if (mask & self.taken).any() or mask.sum() * _CELL**2 < 0.9 * w * d:
             return False
@@ -107,7 +108,9 @@ class _Plan:
         """Whether a wall is bare above furniture height around ``t``."""
         return all(t + w / 2 <= a or t - w / 2 >= b for a, b in self.high[wall])
 
-    def at_wall(self, w: float, d: float, *, tall: bool = False, front: float = 0.0, walls: Sequence[int] = ()) -> tuple[float, float, float, int] | None:
+    def at_wall(
+        self, w: float, d: float, *, tall: bool = False, front: float = 0.0, walls: Sequence[int] = ()
+    ) -> tuple[float, float, float, int] | None:
         """Find room for a w × d footprint with its back to some wall and ``front`` metres kept clear before it.
 
         Returns:
@@ -119,18 +122,20 @@ class _Plan:
             if span < 0.02:
                 continue
             # Corners first: rooms are furnished from the walls and corners inwards.
-            tries = np.concatenate([[w / 2 + 0.04, self.lengths[wall] - w / 2 - 0.04], w / 2 + span * self.rng.random(10)])
+            tries = np.concatenate(
+                [[w / 2 + 0.04, self.lengths[wall] - w / 2 - 0.04], w / 2 + span * self.rng.random(20)]
+            )
             for t in tries:
                 if tall and not self.free_high(wall, float(t), w):
                     continue
                 off = d / 2 + 0.03
                 x, y = self.wall_point(wall, float(t), off + front / 2)
                 yaw = self.wall_yaw(wall)
-                mask = self._footprint(x, y, yaw, w, d + front)
+                mask = self.footprint(x, y, yaw, w, d + front)
                 if (mask & self.taken).any() or mask.sum() * _CELL**2 < 0.9 * w * (d + front):
                     continue
                 x, y = self.wall_point(wall, float(t), off)
-                self.taken |= self._footprint(x, y, yaw, w + 0.04, d)
+                self.taken |= self.footprint(x, y, yaw, w + 0.04, d)
                 if tall:
                     self.high[wall].append((float(t) - w / 2, float(t) + w / 2))
                 return float(x), float(y), yaw, int(wall)
@@ -151,7 +156,9 @@ class _Plan:
     def put(self, item: Item, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> None:
         self.items.append(item.placed(x, y, z, yaw))
 
-    def put_on(self, item: Item, at: tuple[float, float, float], dx: float, dy: float, z: float, turn: float = 0.0) -> None:
+    def put_on(
+        self, item: Item, at: tuple[float, float, float], dx: float, dy: float, z: float, turn: float = 0.0
+    ) -> None:
         """Put an item on another one that stands at (x, y, yaw), shifted by (dx, dy) in that one's frame."""
         x, y, yaw = at
         c, s = np.cos(yaw), np.sin(yaw)
@@ -178,7 +185,7 @@ def _outline(rng: np.random.Generator, tiny: bool) -> Floats:
     if tiny:
         w, d, kind = float(rng.uniform(3.4, 3.8)), float(rng.uniform(3.0, 3.4)), 0
     else:
-        w, d, kind = float(rng.uniform(6.0, 6.8)), float(rng.uniform(4.8, 5.4)), int(rng.integers(3))
+        w, d, kind = float(rng.uniform(6.4, 7.2)), float(rng.uniform(5.0, 5.6)), int(rng.integers(3))
     if kind == 0:
         c = 0.7 if tiny else 1.1
         points = [(0, 0), (w, 0), (w, d - c), (w - c, d), (0, d)]
@@ -212,11 +219,17 @@ def _window_item(plan: _Plan, shop: Workshop, wall: int, a0: float, a1: float) -
             parts[index] = (Mesh(mesh.vertices, -mesh.normals, mesh.uv, mesh.faces[:, ::-1]), material)
     pane = shapes.panel(p0 + w * along + 0.13 * out3, -along, up, (w, h), step)
     pane = pane.with_uv(np.clip(pane.uv / np.array([w, h]), 0.004, 0.996))
-    parts.append((pane, Material("outdoors", (1, 1, 1), tile=1.0, seed=shop._seed(), glow=1.9, pixels=512)))
+    parts.append((pane, Material("outdoors", (1, 1, 1), tile=1.0, seed=shop.new_seed(), glow=1.9, pixels=512)))
     yaw = plan.wall_yaw(wall)
     centre = p0 + 0.5 * w * along + 0.11 * out3
-    bars = [((w, 0.05, 0.06), 0.0, 0.03), ((w, 0.05, 0.06), 0.0, h - 0.03), ((0.06, 0.05, h), -w / 2 + 0.03, h / 2),
-            ((0.06, 0.05, h), w / 2 - 0.03, h / 2), ((0.07, 0.05, h), 0.0, h / 2), ((w, 0.04, 0.035), 0.0, h * 0.68)]  # fmt: skip
+    bars = [
+        ((w, 0.05, 0.06), 0.0, 0.03),
+        ((w, 0.05, 0.06), 0.0, h - 0.03),
+        ((0.06, 0.05, h), -w / 2 + 0.03, h / 2),
+        ((0.06, 0.05, h), w / 2 - 0.03, h / 2),
+        ((0.07, 0.05, h), 0.0, h / 2),
+        ((w, 0.04, 0.035), 0.0, h * 0.68),
+    ]
     for size, x, z in bars:
         mesh = shapes.box(size, step, 0.01).turned(yaw=yaw)
         parts.append((mesh.moved(*(centre + x * np.array([np.cos(yaw), np.sin(yaw), 0]) + z * up)), white))
@@ -233,7 +246,9 @@ def _door_item(plan: _Plan, shop: Workshop, wall: int, a0: float, a1: float) -> 
     wood = shop.wood()
     plain: Color = (0.90, 0.90, 0.87)
     painted = shop.rng.random() < 0.5
-    leaf = Material("door", plain if painted else wood.color, plain if painted else wood.accent, 1.0, shop._seed(), 0.1)
+    leaf = Material(
+        "door", plain if painted else wood.color, plain if painted else wood.accent, 1.0, shop.new_seed(), 0.1
+    )
     frame = shop.painted(plain) if painted else wood
     face = shapes.panel(p0 + w * along + _DOOR_INSET * out3, -along, up, (w, h), step)
     face = face.with_uv(np.clip(face.uv / np.array([w, h]), 0.004, 0.996))
@@ -241,9 +256,14 @@ def _door_item(plan: _Plan, shop: Workshop, wall: int, a0: float, a1: float) -> 
     yaw = plan.wall_yaw(wall)
     right = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     middle = p0 + 0.5 * w * along
-    for size, x, z in (((0.09, 0.11, h + 0.07), -w / 2 - 0.02, (h + 0.07) / 2), ((0.09, 0.11, h + 0.07), w / 2 + 0.02, (h + 0.07) / 2),
-                       ((w + 0.1, 0.11, 0.09), 0.0, h + 0.03)):  # fmt: skip
-        parts.append((shapes.box(size, step, 0.01).turned(yaw=yaw).moved(*(middle + x * right + z * up + 0.035 * out3)), frame))
+    for size, x, z in (
+        ((0.09, 0.11, h + 0.07), -w / 2 - 0.02, (h + 0.07) / 2),
+        ((0.09, 0.11, h + 0.07), w / 2 + 0.02, (h + 0.07) / 2),
+        ((w + 0.1, 0.11, 0.09), 0.0, h + 0.03),
+    ):
+        parts.append(
+            (shapes.box(size, step, 0.01).turned(yaw=yaw).moved(*(middle + x * right + z * up + 0.035 * out3)), frame)
+        )
     knob = middle + (w / 2 - 0.12) * right + 1.02 * up + (_DOOR_INSET - 0.05) * out3
     bar = shapes.tube([(0.05, 0.05, 0), (0.05, 0, 0), (-0.08, 0, 0)], 0.011, step)
     parts.append((bar.turned(yaw=yaw).moved(*knob), shop.metal()))
@@ -262,18 +282,20 @@ def _curtain_item(plan: _Plan, shop: Workshop, wall: int, t: float, width: float
 
     mesh = shapes.sheet(cloth, shapes.samples(0.0, width, 0.02), shapes.samples(0.06, 2.28, shop.step * 1.5))
     x, y = plan.wall_point(wall, t, 0.0)
-    return Item("curtain", ((mesh, material),), (width, 0.15, 2.28)).placed(float(x), float(y), 0.0, plan.wall_yaw(wall))
+    return Item("curtain", ((mesh, material),), (width, 0.15, 2.28)).placed(
+        float(x), float(y), 0.0, plan.wall_yaw(wall)
+    )
 
 
 def _shell(plan: _Plan, shop: Workshop) -> list[Item]:
     """Walls (one object each), floor, ceiling, doors and windows."""
     rng, step, height = shop.rng, shop.step, plan.height
     tone, accent = _WALL_TONES[rng.integers(len(_WALL_TONES))], int(np.argsort(plan.lengths)[-rng.integers(1, 4)])
-    plaster = Material("plaster", tone, tile=1.6, seed=shop._seed(), pixels=512)
+    plaster = Material("plaster", tone, tile=1.6, seed=shop.new_seed(), pixels=512)
     special = (
-        Material("brick", (0.64, 0.36, 0.28), (0.72, 0.68, 0.62), 1.0, shop._seed(), pixels=512),
-        Material("wallpaper", tone, (0.62, 0.68, 0.66), 0.8, shop._seed(), pixels=512),
-        Material("stripes", tone, (0.72, 0.74, 0.70), 0.9, shop._seed(), pixels=512),
+        Material("brick", (0.64, 0.36, 0.28), (0.72, 0.68, 0.62), 1.0, shop.new_seed(), pixels=512),
+        Material("wallpaper", tone, (0.62, 0.68, 0.66), 0.8, shop.new_seed(), pixels=512),
+        Material("stripes", tone, (0.72, 0.74, 0.70), 0.9, shop.new_seed(), pixels=512),
     )[rng.integers(3)]
     skirting = shop.painted((0.90, 0.89, 0.86), 0.1)
     up = np.array([0.0, 0.0, 1.0])
@@ -284,7 +306,9 @@ def _shell(plan: _Plan, shop: Workshop) -> list[Item]:
         start = np.array([*plan.starts[wall], 0.0])
         holes = [(length - a1, length - a0, z0, z1) for _, a0, a1, z0, z1 in plan.openings[wall]]
         mesh = shapes.panel(start + length * along, -along, up, (length, height), step, holes)
-        parts: list[tuple[Mesh, Material]] = [(mesh.with_uv(mesh.uv + rng.uniform(0, 2, 2)), special if wall == accent else plaster)]
+        parts: list[tuple[Mesh, Material]] = [
+            (mesh.with_uv(mesh.uv + rng.uniform(0, 2, 2)), special if wall == accent else plaster)
+        ]
         doors = sorted((a0, a1) for kind, a0, a1, _, _ in plan.openings[wall] if kind == "door")
         cuts = [0.0, *(t for a0, a1 in doors for t in (a0 - 0.07, a1 + 0.07)), length]
         for a, b in zip(cuts[::2], cuts[1::2], strict=True):
@@ -297,17 +321,17 @@ def _shell(plan: _Plan, shop: Workshop) -> list[Item]:
             extras.append((_door_item if kind == "door" else _window_item)(plan, shop, wall, a0, a1))
     wood = shop.wood()
     floors = (
-        Material("planks", wood.color, wood.accent, 1.6, shop._seed(), 0.14, 30.0, pixels=512),
-        Material("parquet", wood.color, wood.accent, 1.2, shop._seed(), 0.14, 30.0, pixels=512),
-        Material("tiles", (0.72, 0.70, 0.66), (0.55, 0.53, 0.50), 1.6, shop._seed(), 0.2, 40.0, pixels=512),
-        Material("carpet", (0.50, 0.50, 0.54), (0.64, 0.63, 0.64), 0.8, shop._seed(), pixels=512),
+        Material("planks", wood.color, wood.accent, 1.6, shop.new_seed(), 0.14, 30.0, pixels=512),
+        Material("parquet", wood.color, wood.accent, 1.2, shop.new_seed(), 0.14, 30.0, pixels=512),
+        Material("tiles", (0.72, 0.70, 0.66), (0.55, 0.53, 0.50), 1.6, shop.new_seed(), 0.2, 40.0, pixels=512),
+        Material("carpet", (0.50, 0.50, 0.54), (0.64, 0.63, 0.64), 0.8, shop.new_seed(), pixels=512),
     )
-    white = Material("plaster", (0.93, 0.93, 0.92), tile=1.6, seed=shop._seed(), pixels=512)
+    white = Material("plaster", (0.93, 0.93, 0.92), tile=1.6, seed=shop.new_seed(), pixels=512)
     low, high = plan.polygon.min(0), plan.polygon.max(0)
     size = (float(high[0] - low[0]), float(high[1] - low[1]))
     x, y = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
     ground = _clipped(shapes.panel(np.array([*low, 0.0]), x, y, size, step), plan.polygon)
-    sky = _clipped(shapes.panel(np.array([low[0], low[1], height]), y, x, size[::-1], step * 1.6), plan.polygon)
+    sky = _clipped(shapes.panel(np.array([low[0], low[1], height]), y, x, (size[1], size[0]), step * 1.6), plan.polygon)
     items.insert(0, Item("floor", ((ground, floors[rng.choice(4, p=[0.45, 0.25, 0.15, 0.15])]),), (*size, 0.0)))
     items.append(Item("ceiling", ((sky, white),), (*size, 0.0)))
     return items + extras
@@ -340,24 +364,27 @@ def _open_walls(plan: _Plan, shop: Workshop, windows: int) -> list[Light]:
         for side in (a0 - 0.16, a1 + 0.16):
             plan.items.append(_curtain_item(plan, shop, wall, side, 0.42, curtain))
             x, y = plan.wall_point(wall, side, 0.1)
-            plan.taken |= plan._footprint(float(x), float(y), plan.wall_yaw(wall), 0.46, 0.22)
+            plan.taken |= plan.footprint(float(x), float(y), plan.wall_yaw(wall), 0.46, 0.22)
         heater = shop.radiator(width * 0.8)
         x, y = plan.wall_point(wall, t, 0.06)
         plan.put(heater, float(x), float(y), 0.0, plan.wall_yaw(wall))
-        plan.taken |= plan._footprint(float(x), float(y), plan.wall_yaw(wall), width * 0.8, 0.16)
+        plan.taken |= plan.footprint(float(x), float(y), plan.wall_yaw(wall), width * 0.8, 0.16)
         out = -plan.inward[wall]
         lights.append(
             Light(
-                np.array([*(plan.wall_point(wall, t, -0.10)), (_SILL + _LINTEL) / 2]), np.array([*plan.along[wall], 0.0]) * width / 2,
-                np.array([0, 0, (_LINTEL - _SILL) / 2]), np.array([*-out, 0.0]), np.array([0.92, 0.98, 1.08]) * 3.0,
+                np.array([*(plan.wall_point(wall, t, -0.10)), (_SILL + _LINTEL) / 2]),
+                np.array([*plan.along[wall], 0.0]) * width / 2,
+                np.array([0, 0, (_LINTEL - _SILL) / 2]),
+                np.array([*-out, 0.0]),
+                np.array([0.92, 0.98, 1.08]) * 3.0,
             )
-        )  # fmt: skip
+        )
     wall = order[min(windows, len(order) - 1)]
     t = float(rng.choice([0.75, plan.lengths[wall] - 0.75]))
     plan.openings[wall].append(("door", t - _DOOR_WIDTH / 2, t + _DOOR_WIDTH / 2, 0.0, _DOOR_HEIGHT))
     plan.high[wall].append((t - _DOOR_WIDTH / 2 - 0.12, t + _DOOR_WIDTH / 2 + 0.12))
     x, y = plan.wall_point(wall, t, 0.45)
-    plan.taken |= plan._footprint(float(x), float(y), plan.wall_yaw(wall), _DOOR_WIDTH + 0.2, 0.9)
+    plan.taken |= plan.footprint(float(x), float(y), plan.wall_yaw(wall), _DOOR_WIDTH + 0.2, 0.9)
     return lights
 
 
@@ -367,14 +394,18 @@ def _ceiling_lights(plan: _Plan, shop: Workshop, count: int) -> list[Light]:
     centre, spread = free.mean(0), np.linalg.svd(free - free.mean(0), full_matrices=False)[2][0]
     extent = float(np.abs((free - centre) @ spread).max())
     lights: list[Light] = []
-    glow = Material("plain", (0.95, 0.94, 0.90), tile=0.5, seed=shop._seed(), glow=2.6, pixels=64)
+    glow = Material("plain", (0.95, 0.94, 0.90), tile=0.5, seed=shop.new_seed(), glow=2.6, pixels=64)
     rim = shop.metal()
     for k in range(count):
         x, y = centre + spread * extent * (0.0 if count == 1 else (2 * k - 1) * 0.48)
         frame = shapes.box((0.66, 0.66, 0.05), shop.step, 0.01).moved(float(x), float(y), plan.height - 0.026)
         face = shapes.panel(
-            np.array([x - 0.29, y - 0.29, plan.height - 0.053]), np.array([0, 1.0, 0]), np.array([1.0, 0, 0]), (0.58, 0.58), shop.step
-        )  # fmt: skip
+            np.array([x - 0.29, y - 0.29, plan.height - 0.053]),
+            np.array([0, 1.0, 0]),
+            np.array([1.0, 0, 0]),
+            (0.58, 0.58),
+            shop.step,
+        )
         plan.items.append(Item("light", ((frame, rim), (face, glow)), (0.66, 0.66, 0.05)))
         lights.append(
             Light(np.array([x, y, plan.height - 0.06]), np.array([0.29, 0, 0]), np.array([0, 0.29, 0]),
@@ -387,7 +418,7 @@ def _rug_item(shop: Workshop, w: float, d: float) -> Item:
     mesh = shapes.box((w, d, 0.014), shop.step, 0.005)
     uv = np.clip(mesh.vertices[:, :2] / np.array([w, d]) + 0.5, 0.004, 0.996)
     cloth = shop.cloth()
-    knit = Material("rug", cloth.color, cloth.accent, 1.0, shop._seed(), pixels=512)
+    knit = Material("rug", cloth.color, cloth.accent, 1.0, shop.new_seed(), pixels=512)
     return Item("mat", ((mesh.with_uv(uv).moved(z=0.008), knit),), (w, d, 0.02))
 
 
@@ -440,7 +471,9 @@ def _bedroom(plan: _Plan, shop: Workshop) -> None:
     for side in (-1, 1):
         dx, dy = side * (width / 2 + 0.31), bed.size[1] / 2 - 0.25
         x, y = at[0] + c * dx - s * dy, at[1] + s * dx + c * dy
-        if plan._footprint(x, y, at[2], 0.46, 0.38).sum() * _CELL**2 > 0.15 and bool(inside(plan.polygon, np.array([x, y]))):
+        if plan.footprint(x, y, at[2], 0.46, 0.38).sum() * _CELL**2 > 0.15 and bool(
+            inside(plan.polygon, np.array([x, y]))
+        ):
             plan.put_on(stand, at, dx, dy, 0.0)
             plan.put_on(lamp, at, dx, dy + 0.04, 0.5)
 
@@ -481,22 +514,36 @@ def _dining(plan: _Plan, shop: Workshop, tiny: bool = False) -> None:
         return
     table, chair = shop.table(w, d, 0.75, "table" if tiny else "dining table"), shop.chair()
     plan.put(table, spot[0], spot[1], 0.0, spot[2])
-    places = [(-w / 4, d / 2 + 0.12, 0.0), (w / 4, -d / 2 - 0.12, np.pi)] if tiny else [
-        (-w / 4, d / 2 + 0.14, 0.0), (w / 4, d / 2 + 0.14, 0.0), (-w / 4, -d / 2 - 0.14, np.pi), (w / 4, -d / 2 - 0.14, np.pi),
-    ]  # fmt: skip
+    places = (
+        [(-w / 4, d / 2 + 0.12, 0.0), (w / 4, -d / 2 - 0.12, np.pi)]
+        if tiny
+        else [
+            (-w / 4, d / 2 + 0.14, 0.0),
+            (w / 4, d / 2 + 0.14, 0.0),
+            (-w / 4, -d / 2 - 0.14, np.pi),
+            (w / 4, -d / 2 - 0.14, np.pi),
+        ]
+    )
     if round_top and not tiny:
         places = [(0.68 * np.sin(a), 0.68 * np.cos(a), -a) for a in (0.2, 1.75, 3.3, 4.8)]
     for dx, dy, turn in places:
         pull = float(shop.rng.uniform(0.0, 0.16))
-        plan.put_on(chair, spot, dx + float(shop.rng.normal(0, 0.03)), dy + pull * np.sign(dy), 0.0, turn + float(shop.rng.normal(0, 0.15)))
+        plan.put_on(
+            chair,
+            spot,
+            dx + float(shop.rng.normal(0, 0.03)),
+            dy + pull * np.sign(dy),
+            0.0,
+            turn + float(shop.rng.normal(0, 0.15)),
+        )
     plan.put_on(shop.plant(0.4), spot, -0.2, 0.05, 0.75)
     plan.put_on(shop.carton(0.2) if tiny else shop.book_stack(), spot, 0.22, -0.08, 0.75, 0.5)
 
 
-def _storage(plan: _Plan, shop: Workshop, shelves: int) -> None:
-    """Look-alike bookshelves filled with books and boxes, a wardrobe with cartons on top, a sideboard with a TV."""
+def _shelves(plan: _Plan, shop: Workshop) -> None:
+    """Two look-alike bookshelves filled with books and boxes."""
     shelf, boards = shop.bookshelf(0.82, 1.9, 5)
-    for _ in range(shelves):
+    for _ in range(2):
         spot = plan.at_wall(0.82, 0.30, tall=True, front=0.5)
         if spot is None:
             break
@@ -504,9 +551,15 @@ def _storage(plan: _Plan, shop: Workshop, shelves: int) -> None:
         for z in boards:
             if shop.rng.random() < 0.82:
                 width = float(shop.rng.uniform(0.3, 0.7))
-                plan.put_on(shop.books(width), spot[:3], float(shop.rng.uniform(-0.37 + width / 2, 0.37 - width / 2)), -0.03, z)
+                plan.put_on(
+                    shop.books(width), spot[:3], float(shop.rng.uniform(-0.37 + width / 2, 0.37 - width / 2)), -0.03, z
+                )
             else:
                 plan.put_on(shop.carton(0.22), spot[:3], 0.12, -0.02, z)
+
+
+def _cupboards(plan: _Plan, shop: Workshop) -> None:
+    """A wardrobe with look-alike cartons on top, a sideboard with a TV and a plant."""
     tall = shop.cabinet(1.0, 0.56, 1.85, 2, 1)
     spot = plan.at_wall(1.0, 0.56, tall=True, front=0.4)
     if spot is not None:
@@ -529,7 +582,9 @@ def _loose(plan: _Plan, shop: Workshop, tiny: bool) -> None:
         side = min(item.size[0], item.size[1], 0.6)
         spot = plan.at_wall(side, side)
         if spot is not None:
-            plan.put(item, spot[0], spot[1], 0.0, float(shop.rng.uniform(0, 6.3)) if item.label != "backpack" else spot[2])
+            plan.put(
+                item, spot[0], spot[1], 0.0, float(shop.rng.uniform(0, 6.3)) if item.label != "backpack" else spot[2]
+            )
     if not tiny:
         big, small = shop.carton(0.42), shop.carton(0.3)
         spot = plan.at_wall(big.size[0], big.size[1])
@@ -567,9 +622,10 @@ def design_room(rng: np.random.Generator, *, tiny: bool, step: float) -> Room:
         theme = int(rng.integers(3))
         if theme != 1:
             _bedroom(plan, shop)
-        _storage(plan, shop, 2)
+        _shelves(plan, shop)
         _study(plan, shop, 2 if theme == 1 else 1)
         _dining(plan, shop)
+        _cupboards(plan, shop)
     lights += _ceiling_lights(plan, shop, 1 if tiny else 2)
     _loose(plan, shop, tiny)
     return Room(tuple(_shell(plan, shop) + plan.items), tuple(lights), plan.polygon, height)

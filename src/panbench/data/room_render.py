@@ -7,10 +7,9 @@ one colour in all views up to that highlight. Labels are exact: the triangle tha
 from __future__ import annotations
 
 import os
-
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -21,7 +20,7 @@ from scipy import sparse
 from panbench.data.room_layout import Light, Room
 from panbench.data.room_textures import Material, TextureAtlas
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 _CHUNK = 262144
 
 
@@ -42,6 +41,17 @@ class View:
     item: NDArray[np.int32]
     cosine: Floats
     albedo: Floats
+
+
+class Hits(NamedTuple):
+    """What rays met: triangle [N] (−1 = none), distance [N] in lengths of the ray's direction, the point's barycentric
+    weights u, v [N] of the triangle's second and third corner, the triangle's normal [N, 3], not normalised."""
+
+    face: NDArray[np.int32]
+    distance: Floats
+    u: Floats
+    v: Floats
+    normal: Floats
 
 
 class RoomTracer:
@@ -77,12 +87,15 @@ class RoomTracer:
         self._scene = EmbreeScene()
         TriangleMesh(self._scene, self.vertices, self.faces)
         self.light = self._bake(rng, rays)
-        self._corners = np.concatenate([self.light, self.uv, self.normals], axis=1)
+        self._corners = np.concatenate([self.light, self.uv], axis=1)
 
     # ---- rays ------------------------------------------------------------------------------------------------------
-    def cast(self, origins: Floats, directions: Floats) -> dict[str, NDArray[np.float32]]:
-        """First hits: tfar [N] (in lengths of ``directions``), primID [N] (−1 = none), u, v [N]."""
-        return self._scene.run(np.ascontiguousarray(origins), np.ascontiguousarray(directions), output=True)
+    def cast(self, origins: Floats, directions: Floats) -> Hits:
+        """First hits of rays from ``origins`` [N, 3] (or one origin [3]) along ``directions`` [N, 3]."""
+        directions = np.ascontiguousarray(directions, dtype=np.float32)
+        origins = np.ascontiguousarray(np.broadcast_to(origins.astype(np.float32), directions.shape))
+        found = self._scene.run(origins, directions, output=True)
+        return Hits(found["primID"], found["tfar"], found["u"], found["v"], found["Ng"])
 
     def _blocked(self, origins: Floats, offsets: Floats) -> NDArray[np.bool_]:
         """Whether anything lies between ``origins`` and ``origins + offsets``."""
@@ -94,7 +107,7 @@ class RoomTracer:
         """Irradiance / π at every vertex [V, 3], normalised so that its mean over the visible room is about 1."""
         start = self.vertices + 0.004 * self.normals
         smooth = self._smoother()
-        direct = smooth @ self._direct(start, rng)
+        direct = smooth @ (smooth @ self._direct(start, rng))
         hits = self._gather(start, rng, rays)
         albedo = self.atlas.mean_albedo[self.face_material]
         glow = (self._glow[self.face_material][:, None] * albedo).astype(np.float32)
@@ -111,8 +124,8 @@ class RoomTracer:
         return (total / max(float(np.median(total.mean(1))), 1e-6)).astype(np.float32)
 
     def _direct(self, start: Floats, rng: np.random.Generator) -> Floats:
-        """Light of all rectangular emitters: form factors, stratified 4 × 4, one jitter per vertex."""
-        count = 4
+        """Light of all rectangular emitters: form factors, stratified 3 × 3, one jitter per vertex."""
+        count = 3
         jitter = rng.random((2, len(start)), dtype=np.float32)
 
         def cell(task: tuple[Light, int]) -> tuple[NDArray[np.intp], Floats]:
@@ -125,8 +138,8 @@ class RoomTracer:
             s = (2 * (k // count + jitter[0]) / count - 1).astype(np.float32)
             t = (2 * (k % count + jitter[1]) / count - 1).astype(np.float32)
             offset = centre + s[:, None] * half_u + t[:, None] * half_v - start
-            form = np.maximum((offset * self.normals).sum(1), 0) * np.maximum(-(offset @ normal), 0)
-            form /= np.maximum((offset * offset).sum(1), 0.01) ** 2
+            form = np.maximum(_dot(offset, self.normals), 0) * np.maximum(-(offset @ normal), 0)
+            form /= np.maximum(_dot(offset, offset), 0.01) ** 2
             lit = np.flatnonzero(form > 1e-3)
             lit = lit[~self._blocked(start[lit], offset[lit])]
             return lit, form[lit, None] * color
@@ -153,7 +166,7 @@ class RoomTracer:
             angle = np.float32(2 * np.pi) * ((turn[1] + np.float32(0.5698402909980532 * k)) % 1)
             radius, up = np.sqrt(u), np.sqrt(1 - u)
             direction = (radius * np.cos(angle))[:, None] * tangent + (radius * np.sin(angle))[:, None] * bitangent
-            return self.cast(start, (direction + up[:, None] * n).astype(np.float32))["primID"]
+            return self.cast(start, (direction + up[:, None] * n).astype(np.float32)).face
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             return np.stack(list(pool.map(shoot, range(rays))))
@@ -170,7 +183,7 @@ class RoomTracer:
         return sparse.csr_matrix(sparse.diags(scale.astype(np.float32)) @ matrix)
 
     # ---- pictures --------------------------------------------------------------------------------------------------
-    def render(self, camera_to_world: NDArray[np.float64], focal: float, width: int, height: int, samples: int = 2) -> View:
+    def render(self, camera_to_world: Floats, focal: float, width: int, height: int, samples: int = 2) -> View:
         """Draw one view (OpenCV axes, principal point in the image's middle).
 
         Args:
@@ -184,81 +197,93 @@ class RoomTracer:
         fine = self._shade(_rays(rotation, focal * samples, width * samples, height * samples), origin, focal * samples)
         color = fine.reshape(height, samples, width, samples, 3).mean((1, 3))
         rays = _rays(rotation, focal, width, height)
-        hit = self.cast(np.broadcast_to(origin, rays.shape), rays)
-        face = hit["primID"]
+        hit = self.cast(origin, rays)
+        face = hit.face
         seen = face >= 0
         corners = self.vertices[self.faces[face]]
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        cosine = np.abs((normal * rays).sum(1)) / np.maximum(np.linalg.norm(normal, axis=1) * np.linalg.norm(rays, axis=1), 1e-12)
+        cosine = np.abs(_dot(normal, rays)) / np.maximum(np.sqrt(_dot(normal, normal) * _dot(rays, rays)), 1e-12)
         shape = (height, width)
         return View(
             color,
-            np.where(seen, hit["tfar"], 0.0).astype(np.float32).reshape(shape),
+            np.where(seen, hit.distance, 0.0).astype(np.float32).reshape(shape),
             np.where(seen, self.face_item[face], -1).astype(np.int32).reshape(shape),
             np.where(seen, cosine, 1.0).astype(np.float32).reshape(shape),
-            np.where(seen, self.atlas.mean_albedo[self.face_material[face]].mean(1), 1.0).astype(np.float32).reshape(shape),
+            np.where(seen, self.atlas.mean_albedo[self.face_material[face]].mean(1), 1.0)
+            .astype(np.float32)
+            .reshape(shape),
         )
 
     def _shade(self, rays: Floats, origin: Floats, focal: float) -> Floats:
         out = np.zeros((len(rays), 3), dtype=np.float32)
         for low in range(0, len(rays), _CHUNK):
             part = rays[low : low + _CHUNK]
-            hit = self.cast(np.broadcast_to(origin, part.shape), part)
-            seen = np.flatnonzero(hit["primID"] >= 0)
-            face = hit["primID"][seen]
-            u, v, depth = hit["u"][seen], hit["v"][seen], hit["tfar"][seen]
+            hit = self.cast(origin, part)
+            seen = np.flatnonzero(hit.face >= 0)
+            face = hit.face[seen]
+            u, v, depth = hit.u[seen], hit.v[seen], hit.distance[seen]
             corner = self.faces[face]
             values = self._corners[corner[:, 0]] * (1 - u - v)[:, None]
             values += self._corners[corner[:, 1]] * u[:, None]
             values += self._corners[corner[:, 2]] * v[:, None]
             ray = part[seen]
-            slope = np.abs((hit["Ng"][seen] * ray).sum(1)) / np.maximum(
-                np.linalg.norm(hit["Ng"][seen], axis=1) * np.linalg.norm(ray, axis=1), 1e-12
-            )
+            flat = hit.normal[seen]
+            slope = np.abs(_dot(flat, ray)) / np.maximum(np.sqrt(_dot(flat, flat) * _dot(ray, ray)), 1e-12)
             material = self.face_material[face]
             # Isotropic compromise between the footprint across (z/f) and along (z/f/cos) the slope.
             footprint = depth / focal / np.sqrt(np.clip(slope, 0.05, 1))
             albedo = self.atlas.sample(material, values[:, 3:5], footprint)
             color = albedo * (values[:, :3] + self._glow[material][:, None])
             shiny = np.flatnonzero(self._gloss[material] > 0)
-            color[shiny] += self._highlight(
-                origin + ray[shiny] * depth[shiny, None], values[shiny, 5:8], ray[shiny], values[shiny, :3], material[shiny]
-            )
-            out[low + seen] = color
+            weight = np.stack([1 - u[shiny] - v[shiny], u[shiny], v[shiny]], -1)
+            normals = np.einsum("nk,nkc->nc", weight, self.normals[corner[shiny]])
+            points = origin + ray[shiny] * depth[shiny, None]
+            color[shiny] += self._highlight(points, normals, ray[shiny], values[shiny, :3], material[shiny])
+            # A sample beyond the film's white must not outweigh its neighbours in the pixel's mean (jagged edges).
+            out[low + seen] = np.minimum(color, 3.0)
         return out
 
-    def _highlight(self, points: Floats, normals: Floats, rays: Floats, light: Floats, material: NDArray[np.int32]) -> Floats:
+    def _highlight(
+        self, points: Floats, normals: Floats, rays: Floats, light: Floats, material: NDArray[np.int32]
+    ) -> Floats:
         """Blinn highlights of all lights [N, 3], dimmed where little light arrives."""
-        normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
-        normals = np.where((normals * rays).sum(1, keepdims=True) > 0, -normals, normals)
-        view = -rays / np.linalg.norm(rays, axis=1, keepdims=True)
+        view = -_unit(rays)
+        normals = _unit(normals)
+        normals = normals * np.sign(_dot(normals, view))[:, None]
         total = np.zeros(len(points), dtype=np.float32)
         for source in self._lights:
-            towards = source.centre.astype(np.float32) - points
-            towards /= np.linalg.norm(towards, axis=1, keepdims=True)
-            half = towards + view
-            half /= np.maximum(np.linalg.norm(half, axis=1, keepdims=True), 1e-6)
-            total += np.maximum((half * normals).sum(1), 0) ** self._shine[material] * ((towards * normals).sum(1) > 0)
-        fresnel = (1 - np.clip((view * normals).sum(1), 0, 1)) ** 5
+            towards = _unit(source.centre.astype(np.float32) - points)
+            half = _unit(towards + view)
+            total += np.maximum(_dot(half, normals), 0) ** self._shine[material] * (_dot(towards, normals) > 0)
+        fresnel = (1 - np.clip(_dot(view, normals), 0, 1)) ** 5
         return ((total + 0.5 * fresnel) * self._gloss[material])[:, None] * light
 
     def vertex_colors(self) -> NDArray[np.uint8]:
         """sRGB colour of every vertex [V, 3]."""
         footprint = np.full(len(self.vertices), 0.03, dtype=np.float32)
         albedo = self.atlas.sample(self.vertex_material, self.uv, footprint)
-        return np.round(display(albedo * (self.light + self._glow[self.vertex_material][:, None]), 1.0) * 255).astype(np.uint8)
+        return np.round(display(albedo * (self.light + self._glow[self.vertex_material][:, None]), 1.0) * 255).astype(
+            np.uint8
+        )
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    return np.einsum("ij,ij->i", a, b)
+
+
+def _unit(a: Floats) -> Floats:
+    return a / np.sqrt(np.maximum(_dot(a, a), 1e-12))[:, None]
 
 
 def _rays(rotation: Floats, focal: float, width: int, height: int) -> Floats:
     """World directions [H·W, 3] of pixel centres; their camera z is 1, so hit distances are z-depths."""
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / np.float32(focal)
     y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / np.float32(focal)
-    local = np.stack([*np.broadcast_arrays(x[None], y[:, None]), np.ones((height, width), np.float32)], -1).reshape(-1, 3)
-    return np.ascontiguousarray(local @ rotation.T)
+    across, down = x[:, None] * rotation[:, 0], y[:, None] * rotation[:, 1] + rotation[:, 2]
+    return (across[None] + down[:, None]).reshape(-1, 3).astype(np.float32, copy=False)
 
 
 def display(radiance: NDArray[np.floating], exposure: float) -> NDArray[np.floating]:
-    """Film-like curve and sRGB-like gamma: radiance ≥ 0 → [0, 1]."""
-    return (1 - np.exp(-1.25 * exposure * np.maximum(radiance, 0))) ** (1 / 2.2)
-
-
+    """Film-like curve with a toe and a shoulder, and a gamma: radiance ≥ 0 → [0, 1]."""
+    value = (1 - np.exp(-1.25 * exposure * np.maximum(radiance, 0))) ** (1 / 2.2)
+    return value + 0.45 * value * (1 - value) * (2 * value - 1)

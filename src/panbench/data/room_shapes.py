@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +102,7 @@ def box(size: Sequence[float], step: float, bevel: float = 0.008) -> Mesh:
     """
     half = np.asarray(size, dtype=float) / 2
     radius = min(bevel, 0.45 * half.min())
-    axes: list[Floats] = [
-        np.concatenate([[-h], samples(-(h - radius), h - radius, step), [h]]) for h in half.tolist()
-    ]
+    axes: list[Floats] = [np.concatenate([[-h], samples(-(h - radius), h - radius, step), [h]]) for h in half.tolist()]
     parts: list[Mesh] = []
     for axis in range(3):
         i, j = ((1, 2), (2, 0), (0, 1))[axis]
@@ -154,7 +153,7 @@ def revolve(profile: Sequence[Sequence[tuple[float, float]]], step: float, segme
     for line in profile:
         points = np.asarray(line, dtype=float)
         dense = [points[:1]]
-        for a, b in zip(points[:-1], points[1:], strict=True):
+        for a, b in pairwise(points):
             t = samples(0.0, 1.0, step / max(float(np.linalg.norm(b - a)), 1e-6))[1:, None]
             dense.append(a + t * (b - a))
         rz = np.concatenate(dense)
@@ -204,9 +203,7 @@ def tube(points: Sequence[Sequence[float]], radius: float | Sequence[float], ste
     normals = first[:, None] * np.cos(angle)[:, None] + second[:, None] * np.sin(angle)[:, None]
     vertices = dense[:, None] + r[:, None, None] * normals
     uv = np.stack(np.broadcast_arrays(t[:, None], angle * float(radii.max())), -1)
-    return Mesh(
-        vertices.reshape(-1, 3), normals.reshape(-1, 3), uv.reshape(-1, 2), grid_faces(len(dense), sides + 1)
-    )
+    return Mesh(vertices.reshape(-1, 3), normals.reshape(-1, 3), uv.reshape(-1, 2), grid_faces(len(dense), sides + 1))
 
 
 def sheet(surface: Callable[[Floats, Floats], Floats], u: Floats, v: Floats) -> Mesh:
@@ -236,8 +233,8 @@ def panel(
     """
     cuts_a = sorted({0.0, size[0], *(h[0] for h in holes), *(h[1] for h in holes)})
     cuts_b = sorted({0.0, size[1], *(h[2] for h in holes), *(h[3] for h in holes)})
-    a = np.unique(np.concatenate([samples(p, q, step) for p, q in zip(cuts_a[:-1], cuts_a[1:], strict=True)]))
-    b = np.unique(np.concatenate([samples(p, q, step) for p, q in zip(cuts_b[:-1], cuts_b[1:], strict=True)]))
+    a = np.unique(np.concatenate([samples(p, q, step) for p, q in pairwise(cuts_a)]))
+    b = np.unique(np.concatenate([samples(p, q, step) for p, q in pairwise(cuts_b)]))
     centre_a, centre_b = np.meshgrid((a[1:] + a[:-1]) / 2, (b[1:] + b[:-1]) / 2)
     keep = np.ones(centre_a.shape, dtype=bool)
     for a0, a1, b0, b1 in holes:

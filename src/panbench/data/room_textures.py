@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 Color = tuple[float, float, float]
 
 
@@ -73,7 +73,7 @@ def _plain(m: Material, n: int, rng: np.random.Generator) -> Floats:
 def _plaster(m: Material, n: int, rng: np.random.Generator) -> Floats:
     bumps = gaussian_filter(rng.standard_normal((n, n)), 1.2, mode="wrap")
     relief = np.roll(bumps, 1, 0) - np.roll(bumps, -1, 0)
-    tone = 0.05 * relief / relief.std() + 0.035 * _noise(rng, n, 1.4)
+    tone = 0.022 * relief / relief.std() + 0.03 * _noise(rng, n, 1.4)
     return np.asarray(m.color) * (1 + tone[..., None])
 
 
@@ -191,7 +191,7 @@ def _carpet(m: Material, n: int, rng: np.random.Generator) -> Floats:
 
 
 def _leather(m: Material, n: int, rng: np.random.Generator) -> Floats:
-    tree = cKDTree(rng.random((n * 3, 2)), boxsize=1.0)
+    tree = KDTree(rng.random((n * 3, 2)), boxsize=1.0)
     u, v = np.meshgrid((np.arange(n) + 0.5) / n, (np.arange(n) + 0.5) / n)
     near = tree.query(np.stack([u, v], -1).reshape(-1, 2), k=2)[0]
     crease = np.exp(-(((near[:, 1] - near[:, 0]) * n / 1.6) ** 2)).reshape(n, n)
@@ -224,7 +224,7 @@ def _painting(m: Material, n: int, rng: np.random.Generator) -> Floats:
     palette = np.clip(np.asarray([m.color, m.accent])[rng.integers(0, 2, 14)] + rng.normal(0, 0.22, (14, 3)), 0.05, 1)
     if m.seed % 2:
         warp = np.stack([u, v], -1) + 0.05 * np.stack([_noise(rng, n, 1.6), _noise(rng, n, 1.6)], -1)
-        cell = cKDTree(rng.random((14, 2))).query(warp.reshape(-1, 2))[1].reshape(n, n)
+        cell = KDTree(rng.random((14, 2))).query(warp.reshape(-1, 2))[1].reshape(n, n)
         out = palette[cell]
     else:
         horizon = 0.45 + 0.05 * _noise(rng, n, 1.9)[:1]
@@ -267,14 +267,14 @@ def _outdoors(m: Material, n: int, rng: np.random.Generator) -> Floats:
 def _writing(m: Material, n: int, rng: np.random.Generator) -> Floats:
     out = np.asarray(m.color) * (1 + 0.012 * _noise(rng, n, 1.5)[..., None])
     ink = np.zeros((n, n), dtype=int)
-    for k in range(9):
-        x0, y0 = rng.uniform(0.06, 0.6), 0.9 - 0.095 * k
+    for k in range(18):
+        x0, y0 = rng.uniform(0.05, 0.12) + 0.45 * (k % 2), 0.9 - 0.095 * (k // 2)
         t = np.linspace(0, rng.uniform(0.1, 0.36), n * 2)
         y = y0 + 0.014 * np.sin(t * rng.uniform(180, 260)) * (np.sin(t * 60) > -0.5) + 0.008 * np.sin(t * 23)
         drawn = np.sin(t * rng.uniform(60, 90)) > -0.75
         rows, columns = (y[drawn] * n).astype(int) % n, ((x0 + t[drawn]) * n).astype(int) % n
         ink[rows, columns] = 1 + k % 3
-    spread = np.maximum.reduce([ink, np.roll(ink, 1, 0)])
+    spread = np.maximum.reduce([ink, np.roll(ink, 1, 0), np.roll(ink, 1, 1)])
     pens = np.array([[0.0, 0.0, 0.0], [0.12, 0.2, 0.55], [0.15, 0.15, 0.17], [0.65, 0.15, 0.15]])
     return np.where((spread > 0)[..., None], pens[spread], out)
 
@@ -387,9 +387,7 @@ class TextureAtlas:
                 start += len(rgba)
                 # Averaging albedo, not its root, keeps the mean colour of a surface the same at every distance.
                 linear = image**2
-                image = np.sqrt(
-                    (linear[::2, ::2] + linear[1::2, ::2] + linear[::2, 1::2] + linear[1::2, 1::2]) / 4
-                )
+                image = np.sqrt((linear[::2, ::2] + linear[1::2, ::2] + linear[::2, 1::2] + linear[1::2, 1::2]) / 4)
             offsets.append(row)
         self._texels = np.concatenate(images).view(np.uint32).ravel()
         self._offsets = np.asarray(offsets, dtype=np.int64)
@@ -397,9 +395,7 @@ class TextureAtlas:
         self._tiles = np.asarray([m.tile for m in materials], dtype=np.float32)
         self.mean_albedo = np.asarray(means, dtype=np.float32)
 
-    def sample(
-        self, material: NDArray[np.integer], uv: NDArray[np.float32], footprint: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def sample(self, material: NDArray[np.integer], uv: Floats, footprint: Floats) -> Floats:
         """Linear albedo [N, 3].
 
         Args:
@@ -425,5 +421,5 @@ class TextureAtlas:
         value = (low * (1 - wy) + high * wy) * np.float32(1 / 255)
         return value * value
 
-    def _fetch(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _fetch(self, index: NDArray[np.int64]) -> Floats:
         return self._texels[index].view(np.uint8).reshape(-1, 4)[:, :3].astype(np.float32)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -59,11 +60,12 @@ class _Film:
 
 
 _FILMS: dict[str, _Film] = {
-    "tiny": _Film(10, 160, 120, 1, 0.06, 20, 1),
-    "small": _Film(60, 320, 240, 2, 0.05, 28, 0),
-    "full": _Film(200, 640, 480, 4, 0.045, 40, 0),
+    "tiny": _Film(10, 160, 120, 1, 0.06, 16, 1),
+    "small": _Film(60, 320, 240, 2, 0.05, 24, 0),
+    "full": _Film(200, 640, 480, 4, 0.045, 32, 0),
 }
 
+_OTHER = ("keyboard", "clock", "backpack", "radiator", "light")
 _CLASSES: tuple[tuple[str, bool, tuple[str, ...], tuple[str, ...]], ...] = (
     # name, thing, prompts, raw categories
     ("wall", False, ("wall",), ("wall",)),
@@ -89,7 +91,7 @@ _CLASSES: tuple[tuple[str, bool, tuple[str, ...], tuple[str, ...]], ...] = (
     ("whiteboard", True, ("whiteboard",), ("whiteboard",)),
     ("pillow", True, ("pillow", "cushion"), ("pillow",)),
     ("books", True, ("book", "books"), ("book",)),
-    ("other", False, ("keyboard", "clock", "backpack", "radiator", "ceiling light"), ("keyboard", "clock", "backpack", "radiator", "light")),
+    ("other", False, ("keyboard", "clock", "backpack", "radiator", "ceiling light"), _OTHER),
 )  # fmt: skip
 
 
@@ -99,8 +101,8 @@ def make_room(
     """Make a furnished room and write it as ``out/scene<9100 + seed>_00``.
 
     Args:
-        out: root folder; made if missing. The label table ``scannetv2-labels.combined.tsv`` is written beside the scene.
-        size: "tiny" (10 frames 160×120, a handful of objects), "small" (60 frames 320×240), "full" (200 frames 640×480).
+        out: root folder; made if missing. The label table ``scannetv2-labels.combined.tsv`` is put beside the scene.
+        size: "tiny" (10 frames 160×120, a handful of objects), "small" (60, 320×240) or "full" (200, 640×480).
         seed: which room, 0 … 899.
         masks: presets of pseudo-masks to write (clean, light, medium, heavy).
         progress: show a progress bar.
@@ -118,7 +120,9 @@ def make_room(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if target.exists() and not (target / "synthetic.json").is_file():
-            raise UserError(f"{target}: there is already a scene that is not a generated room; choose another --out or --seed")
+            raise UserError(
+                f"{target}: there is already a scene that is not a generated room; choose another --out or --seed"
+            )
         _provide_label_table(out / TSV_NAME)
         draft = Path(tempfile.mkdtemp(prefix=f".{scene}.", dir=out))
         try:
@@ -134,7 +138,9 @@ def make_room(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot write a room there ({error.strerror or error}); choose a writable --out") from error
+        raise UserError(
+            f"{out}: cannot write a room there ({error.strerror or error}); choose a writable --out"
+        ) from error
     return target
 
 
@@ -165,7 +171,12 @@ def _provide_label_table(path: Path) -> None:
 def _write_scene(folder: Path, scene: str, size: Size, seed: int, masks: Sequence[str], progress: bool) -> None:
     film = _FILMS[size]
     focal = 0.9 * film.width
-    columns = (TextColumn("[progress.description]{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("[progress.description]{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, disable=not progress, transient=False) as bar:
         setup = bar.add_task(f"{scene}: room and light", total=3)
         room = design_room(np.random.default_rng([seed, 10]), tiny=size == "tiny", step=film.step)
@@ -190,9 +201,13 @@ def _write_scene(folder: Path, scene: str, size: Size, seed: int, masks: Sequenc
         depth_gt = np.stack([np.round(f.depth / _DEPTH_UNIT).astype(np.uint16) for f in frames])
         stems = np.array([str(k) for k in range(film.frames)])
         (folder / "gt").mkdir()
-        np.savez_compressed(folder / "gt" / "depth_gt.npz", depth=depth_gt, metres_per_unit=np.array(_DEPTH_UNIT), stems=stems)
+        np.savez_compressed(
+            folder / "gt" / "depth_gt.npz", depth=depth_gt, metres_per_unit=np.array(_DEPTH_UNIT), stems=stems
+        )
         np.save(folder / "gt" / "poses_gt.npy", poses)
-        scores = {name: _write_masks(folder, name, labels, semantics, instances, lost, test, seed, bar) for name in masks}
+        scores = {
+            name: _write_masks(folder, name, labels, semantics, instances, lost, test, seed, bar) for name in masks
+        }
 
     names = [item.label for item in room.items]
     write_calibration(folder, scene, SensorInfo(film.width, film.height, focal, film.frames, "Living room / Lounge"))
@@ -200,11 +215,17 @@ def _write_scene(folder: Path, scene: str, size: Size, seed: int, masks: Sequenc
         folder, scene, tracer.vertices, tracer.normals, tracer.faces, tracer.vertex_colors(), tracer.vertex_item, names
     )
     write_json(folder / "classes.json", _classes_json(scene, labels, names))
-    split = {"train": [str(k) for k in kept if not test[k]], "test": [str(k) for k in kept if test[k]], "lost": [str(k) for k in sorted(lost)]}
+    split = {
+        "train": [str(k) for k in kept if not test[k]],
+        "test": [str(k) for k in kept if test[k]],
+        "lost": [str(k) for k in sorted(lost)],
+    }
     write_json(folder / "splits.json", split)
     write_json(folder / "masks_scores.json", scores)
     write_json(folder / "stats.json", _stats(room, tracer, frames, kept, names))
-    write_json(folder / "synthetic.json", {"generator": "panbench rooms", "version": VERSION, "size": size, "seed": seed})
+    write_json(
+        folder / "synthetic.json", {"generator": "panbench rooms", "version": VERSION, "size": size, "seed": seed}
+    )
 
 
 def _parallel(work: Callable[[_T], _R], inputs: Iterable[_T], bar: Progress, title: str) -> Iterator[_R]:
@@ -220,7 +241,7 @@ def _parallel(work: Callable[[_T], _R], inputs: Iterable[_T], bar: Progress, tit
 def _lost_frames(film: _Film, rng: np.random.Generator) -> set[int]:
     """Frames whose tracking "failed": spread over the film, never the first."""
     edges = np.linspace(1, film.frames, film.lost + 1)
-    return {int(rng.integers(int(a), max(int(a) + 1, int(b)))) for a, b in zip(edges[:-1], edges[1:], strict=True)}
+    return {int(rng.integers(int(a), max(int(a) + 1, int(b)))) for a, b in pairwise(edges.tolist())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +256,15 @@ class _Shots:
     """Renders frames and writes their sensor files."""
 
     def __init__(
-        self, folder: Path, tracer: RoomTracer, room: Room, film: _Film, focal: float, poses: NDArray[np.float64], lost: set[int], seed: int
+        self,
+        folder: Path,
+        tracer: RoomTracer,
+        room: Room,
+        film: _Film,
+        focal: float,
+        poses: NDArray[np.floating],
+        lost: set[int],
+        seed: int,
     ) -> None:
         self._folder, self._tracer, self._film, self._focal = folder, tracer, film, focal
         self._poses, self._lost, self._seed = poses, lost, seed
@@ -254,11 +283,13 @@ class _Shots:
         """Exposure at which the mean of the film is a middle tone."""
         width, height = self._film.width // 5, self._film.height // 5
         picks = np.linspace(0, self._film.frames - 1, 8).astype(int)
-        radiance = np.stack([self._tracer.render(self._poses[k], self._focal / 5, width, height, 1).color for k in picks])
+        radiance = np.stack(
+            [self._tracer.render(self._poses[k], self._focal / 5, width, height, 1).color for k in picks]
+        )
         low, high = 0.02, 20.0
         for _ in range(30):
             middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if display(radiance, middle).mean() < 0.52 else (low, middle)
+            low, high = (middle, high) if display(radiance, middle).mean() < 0.54 else (low, middle)
         return low
 
     def take(self, index: int) -> _Shot:
@@ -269,7 +300,9 @@ class _Shots:
         Image.fromarray(self._develop(view, index, rng)).save(folder / "color" / f"{index}.jpg", quality=92)
         reading = DepthSensor().measure(view.depth, view.cosine, self._focal, rng, view.albedo)
         _save_png(folder / "depth" / f"{index}.png", np.round(reading * 1000).astype(np.uint16))
-        _save_png(folder / "label-filt" / f"{index}.png", np.where(view.item >= 0, self._raw[view.item], 0).astype(np.uint16))
+        _save_png(
+            folder / "label-filt" / f"{index}.png", np.where(view.item >= 0, self._raw[view.item], 0).astype(np.uint16)
+        )
         _save_png(folder / "instance-filt" / f"{index}.png", (view.item + 1).astype(np.uint8))
         pose = np.full((4, 4), -np.inf) if index in self._lost else self._poses[index]
         write_matrix(folder / "pose" / f"{index}.txt", pose)
@@ -304,7 +337,14 @@ def _label_space(scene: str, room: Room, items: Sequence[NDArray[np.int32]]) -> 
 def _classes_json(scene: str, labels: LabelSpace, names: Sequence[str]) -> dict[str, object]:
     raws = {name: [r for r in members if r in names] for name, _, _, members in _CLASSES}
     rows = [
-        {"id": c.id, "name": c.name, "prompts": list(c.prompts), "thing": c.thing, "evaluate": c.evaluate, "labels": raws[c.name]}
+        {
+            "id": c.id,
+            "name": c.name,
+            "prompts": list(c.prompts),
+            "thing": c.thing,
+            "evaluate": c.evaluate,
+            "labels": raws[c.name],
+        }
         for c in labels.classes
     ]
     gt_map = {str(raw): class_id for raw, class_id in sorted(labels.raw_to_class.items())}
@@ -312,8 +352,15 @@ def _classes_json(scene: str, labels: LabelSpace, names: Sequence[str]) -> dict[
 
 
 def _write_masks(
-    folder: Path, preset: str, labels: LabelSpace, semantics: Sequence[NDArray[np.uint8]], instances: Sequence[NDArray[np.uint8]],
-    lost: set[int], test: NDArray[np.bool_], seed: int, bar: Progress,
+    folder: Path,
+    preset: str,
+    labels: LabelSpace,
+    semantics: Sequence[NDArray[np.uint8]],
+    instances: Sequence[NDArray[np.uint8]],
+    lost: set[int],
+    test: NDArray[np.bool_],
+    seed: int,
+    bar: Progress,
 ) -> dict[str, float]:
     """Write ``masks_<preset>`` and return its quality on the training frames."""
     root = folder / f"masks_{preset}"
@@ -335,13 +382,19 @@ def _write_masks(
     return mask_quality((made[k] for k in train), (semantics[k] for k in train), (instances[k] for k in train), labels)
 
 
-def _stats(room: Room, tracer: RoomTracer, frames: Sequence[_Shot], kept: Sequence[int], names: Sequence[str]) -> dict[str, object]:
+def _stats(
+    room: Room, tracer: RoomTracer, frames: Sequence[_Shot], kept: Sequence[int], names: Sequence[str]
+) -> dict[str, object]:
     counts = np.stack([np.bincount(frames[k].item[frames[k].item >= 0], minlength=len(names)) for k in kept])
     threshold = max(1, frames[0].item.size // 768)
     views = (counts >= threshold).sum(0)
     return {
-        "frames": len(frames), "kept": len(kept), "mesh_vertices": len(tracer.vertices), "mesh_faces": len(tracer.faces),
-        "objects": len(room.items), "objects_by_label": {name: names.count(name) for name in sorted(set(names))},
-        "never_seen": [f"{k + 1}:{names[k]}" for k in np.flatnonzero(counts.sum(0) == 0)],
+        "frames": len(frames),
+        "kept": len(kept),
+        "mesh_vertices": len(tracer.vertices),
+        "mesh_faces": len(tracer.faces),
+        "objects": len(room.items),
+        "objects_by_label": {name: names.count(name) for name in sorted(set(names))},
+        "never_seen": [f"{k + 1}:{names[k]}" for k in np.flatnonzero(counts.sum(0) == 0).tolist()],
         f"views_over_{threshold}px": {f"{k + 1}:{name}": int(views[k]) for k, name in enumerate(names)},
-    }  # fmt: skip
+    }

@@ -111,11 +111,11 @@ def find_scene(root: Path, scene: str | None) -> Path:
 
 def built_in_room(size: Literal["tiny", "small", "full"], seed: int) -> Path:
     """Folder of a built-in room; it is made at the first use (``small``: about a quarter of a minute)."""
-    base = Path(os.environ.get("PANBENCH_CACHE") or Path.home() / ".cache" / "panbench")
-    out = base / "rooms" / f"{size}-{seed}"
     # The generator pulls in the ray caster: only who has no data needs it.
-    from panbench.data.rooms import make_room
+    from panbench.data.rooms import VERSION, make_room
 
+    base = Path(os.environ.get("PANBENCH_CACHE") or Path.home() / ".cache" / "panbench")
+    out = base / "rooms" / f"v{VERSION}-{size}-{seed}"
     made = [p.parent for p in out.glob("*/synthetic.json")]
     folder = made[0] if made else make_room(out, size=size, seed=seed)
     log.warning("no data.root given: using the SYNTHETIC room %s; its results say nothing about real scenes", folder)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from panbench.errors import UserError
 from panbench.gaussians import surgery
 from panbench.gaussians.fields import FieldSpec, zeros
 from panbench.gaussians.gaussian_set import GaussianSet, rows_of
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DensityChange:
-    """What one application did: numbers of Gaussians; ``count`` is N after it."""
+    """What one application did. Parents of splits do not count as pruned; ``count`` is N after it."""
 
     cloned: int
     split: int
@@ -62,12 +63,13 @@ class AdaptiveDensityControl:
         max_gaussians: growth stops there; the largest gradients go first.
         """
         if every < 1 or reset_every < 0 or split_shrink <= 0:
-            raise ValueError(
-                f"every {every} and split_shrink {split_shrink} must be positive, reset_every {reset_every} not negative"
+            raise UserError(
+                f"densify: every {every}, split_shrink {split_shrink} must be positive, reset_every {reset_every} "
+                "not negative"
             )
         if not (0 <= prune_opacity < 1 and 0 < reset_opacity < 1):
-            raise ValueError(
-                f"prune_opacity {prune_opacity} and reset_opacity {reset_opacity} must be opacities below 1"
+            raise UserError(
+                f"densify: prune_opacity {prune_opacity}, reset_opacity {reset_opacity} must be between 0 and 1"
             )
         self.start = start
         self.stop = stop
@@ -114,8 +116,10 @@ class AdaptiveDensityControl:
         cloned = split = pruned = 0
         if self._densifies(step):
             before = len(gaussians)
-            cloned, split = self._grow(gaussians, optimizer, generator)
-            pruned = before + cloned + split - self._prune(gaussians, optimizer, step)
+            cloned, parents = self._grow(gaussians, optimizer, generator)
+            split = len(parents)
+            self._prune(gaussians, parents, optimizer, step)
+            pruned = before + cloned + split - len(gaussians)
             for name in self.fields():
                 gaussians[name].zero_()
         if self._resets(step):
@@ -131,8 +135,13 @@ class AdaptiveDensityControl:
     def _resets(self, step: int) -> bool:
         return self.reset_every > 0 and 0 < step < self.stop and step % self.reset_every == 0
 
-    def _grow(self, gaussians: GaussianSet, optimizer: Optimizer | None, generator: torch.Generator) -> tuple[int, int]:
-        """Clone small and split large candidates; returns the numbers of both. Parents of splits are removed."""
+    def _grow(
+        self, gaussians: GaussianSet, optimizer: Optimizer | None, generator: torch.Generator
+    ) -> tuple[int, Tensor]:
+        """Append clones of small candidates and two children of each large one.
+
+        Returns the number of clones and the rows of the split parents, which are still there.
+        """
         mean_grad = gaussians["density_grad"] / gaussians["density_views"].clamp(min=1)
         chosen = (mean_grad > self.grad_threshold).nonzero().squeeze(-1)
         # Either way a candidate adds one Gaussian: a clone one, a split two less the parent.
@@ -140,8 +149,9 @@ class AdaptiveDensityControl:
         if len(chosen) > room:
             order = mean_grad[chosen].argsort(descending=True, stable=True)
             chosen = chosen[order[:room]].sort().values
-        scales = gaussians["scales"].detach()
-        large = scales[chosen].amax(-1).exp() > self.split_scale * self.extent
+        if len(chosen) == 0:
+            return 0, chosen
+        large = gaussians["scales"].detach()[chosen].amax(-1).exp() > self.split_scale * self.extent
         cloned, parents = chosen[~large], chosen[large]
         rows = rows_of(gaussians, torch.cat([cloned, parents, parents]))
         children = slice(len(cloned), None)
@@ -151,19 +161,15 @@ class AdaptiveDensityControl:
         rows["means"][children] += (axes @ (spread * noise)[..., None]).squeeze(-1)
         rows["scales"][children] -= math.log(self.split_shrink)
         surgery.append(gaussians, rows, optimizer)
-        if len(parents):
-            keep = torch.ones(len(gaussians), dtype=torch.bool, device=parents.device)
-            keep[parents] = False
-            surgery.take(gaussians, keep, optimizer)
-        return len(cloned), len(parents)
+        return len(cloned), parents
 
-    def _prune(self, gaussians: GaussianSet, optimizer: Optimizer | None, step: int) -> int:
-        """Drop the transparent, and after the first reset the oversized; returns N after it."""
+    def _prune(self, gaussians: GaussianSet, parents: Tensor, optimizer: Optimizer | None, step: int) -> None:
+        """Drop the split parents, the transparent, and after the first reset the oversized."""
         keep = gaussians["opacities"].detach().reshape(len(gaussians)).sigmoid() >= self.prune_opacity
         if 0 < self.reset_every < step:
             keep &= gaussians["scales"].detach().amax(-1).exp() <= self.prune_scale * self.extent
+        keep[parents] = False
         if not keep.any():
             log.warning("step %d: every Gaussian is due to be pruned; none is (the training has gone astray)", step)
         elif not keep.all():
             surgery.take(gaussians, keep, optimizer)
-        return len(gaussians)

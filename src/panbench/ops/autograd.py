@@ -20,6 +20,8 @@ def register() -> None:
     fake("panbench::blend_backward")(lambda *args: (torch.empty_like(args[0]), torch.empty_like(args[1])))
     fake("panbench::attend")(lambda features, means, queries, *_: features.new_empty(len(features), len(queries)))
     fake("panbench::attend_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:5]))
+    fake("panbench::mask_losses")(_mask_losses_fake)
+    fake("panbench::mask_losses_backward")(lambda channels, *_: channels.new_empty(channels.shape))
     fake("panbench::ssim")(lambda x, y: (x.new_empty(()), torch.empty_like(x)))
     fake("panbench::spherical_harmonics")(lambda dc, rest, means, camera, ids, degree: dc.new_empty(len(ids), 3))
     fake("panbench::spherical_harmonics_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
@@ -27,6 +29,7 @@ def register() -> None:
     grad("panbench::project", _project_backward, setup_context=_project_context)
     grad("panbench::blend", _blend_backward, setup_context=_blend_context)
     grad("panbench::attend", _attend_backward, setup_context=_attend_context)
+    grad("panbench::mask_losses", _mask_losses_backward, setup_context=_mask_losses_context)
     grad("panbench::ssim", _ssim_backward, setup_context=_ssim_context)
     grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
 
@@ -94,6 +97,26 @@ def _attend_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _attend_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*torch.ops.panbench.attend_backward(*ctx.saved_tensors, ctx.logarithm, grad.contiguous()), None)
+
+
+def _mask_losses_fake(
+    channels: Tensor, semantic: Tensor, pair: Tensor, columns: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return channels.new_empty(3), channels.new_empty(3 * len(columns) + 2, dtype=torch.float64)
+
+
+def _mask_losses_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.epsilon = inputs[5]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _mask_losses_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    *inputs, sums = ctx.saved_tensors
+    return (
+        torch.ops.panbench.mask_losses_backward(*inputs, ctx.epsilon, sums, grad.contiguous()),
+        *[None] * 5,
+    )
 
 
 def _ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from panbench.protocol.predictions import Manifest, PredictionSet, PredictionWriter
 from panbench.protocol.protocol import Protocol, protocol_ids
 from panbench.protocol.results import SceneResult
-from panbench.protocol.score import rescore, score
+from panbench.protocol.score import SceneTruth, rescore, score
 
 __all__ = [
     "Manifest",
@@ -11,6 +11,7 @@ __all__ = [
     "PredictionWriter",
     "Protocol",
     "SceneResult",
+    "SceneTruth",
     "protocol_ids",
     "rescore",
     "score",

@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -297,7 +298,7 @@ class PredictionSet:
         """Frame names in the order of the scene."""
         return list(self.manifest.frames)
 
-    @property
+    @cached_property
     def labels(self) -> LabelSpace | None:
         """The label space that the maps use; None without a manifest."""
         if not self.manifest.label_space:

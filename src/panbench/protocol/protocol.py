@@ -107,7 +107,9 @@ class Protocol(BaseModel):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"unknown protocol {name!r}: {hint}")
-        return cls.parse((files("panbench.protocol") / "definitions" / f"{name}.yaml").read_text(encoding="utf-8"), name)
+        return cls.parse(
+            (files("panbench.protocol") / "definitions" / f"{name}.yaml").read_text(encoding="utf-8"), name
+        )
 
     @classmethod
     def parse(cls, text: str, origin: str) -> Protocol:

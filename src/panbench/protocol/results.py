@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from panbench.errors import UserError
 from panbench.metrics.functional import PairCounts
 from panbench.metrics.functional.counts import COLUMNS
 from panbench.scene import LabelSpace
+from panbench.training.files import write_text
 
 SCHEMA_VERSION = 1
 
@@ -152,10 +152,7 @@ class SceneResult(BaseModel):
     def save(self, path: Path) -> Path:
         """Write as JSON; a reader sees the old file or the new one, never a part. Returns ``path``."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
         return path
 
     @classmethod

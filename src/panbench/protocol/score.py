@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,40 @@ from panbench.metrics.functional import (
 from panbench.protocol.predictions import PredictionSet, check_classes
 from panbench.protocol.protocol import Protocol
 from panbench.protocol.results import ClassResult, InstanceResult, SceneResult, StoredCounts, split_hash
-from panbench.scene import LabelSpace, PanopticMap
+from panbench.scene import LabelSpace, PanopticMap, Scene
 
 Truth = Mapping[str, PanopticMap] | Callable[[str], PanopticMap]
 
 STRICT = "panoptic-strict@1"
+PROTOCOL_METRICS = ("PQ", "SQ", "RQ", "mIoU", "mAcc", "mCov", "mWCov")
+LABEL_METRICS = (*PROTOCOL_METRICS, "mIoU_pooled", "mIoU_frame", "PQ_paper", "PQ_strict")
 _ASPECT_TOLERANCE = 0.015  # colour 1296x968 and depth 640x480 of ScanNet differ by 0.4 %
 
 log = logging.getLogger(__name__)
+
+
+class SceneTruth(Mapping[str, PanopticMap]):
+    """True labels of a scene's test frames by name, decoded when asked for.
+
+    Raises:
+        UserError: on reading a frame without ground truth.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._index = {scene.source.name(index): index for index in scene.test}
+
+    def __getitem__(self, name: str) -> PanopticMap:
+        truth = self._scene.source.load(self._index[name]).truth
+        if truth is None:
+            raise UserError(f"{self._scene.name}: test frame {name} has no ground truth: export its labels")
+        return truth
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
 
 def paper_protocol(dataset: str) -> str:
@@ -125,13 +151,16 @@ def rescore(result: SceneResult, protocol: Protocol) -> SceneResult:
             f"{protocol.id} counts {_by(result.source_size)} images at {_by(size)}, the result has counts at "
             f"{_by(result.image_size)}: score the predictions folder with --truth"
         )
-    kept = {"dataset", "scene", "synthetic", "method", "seed", "labels", "commit", "config", "source_size"}
-    kept |= {"image_size", "frames", "split_hash", "cost", "provenance"}
-    return _result(result.counts.unpack(), result.space(), protocol, result.model_dump(include=kept))
+    fields = {"dataset", "scene", "synthetic", "method", "seed", "labels", "commit", "config", "source_size"}
+    fields |= {"image_size", "frames", "split_hash", "cost", "provenance"}
+    new = _result(result.counts.unpack(), result.space(), protocol, result.model_dump(include=fields))
+    # Scores that do not come from labels (image quality) stay as they are.
+    new.metrics = {**{k: v for k, v in result.metrics.items() if k not in LABEL_METRICS}, **new.metrics}
+    return new
 
 
 def metrics_of(counts: PairCounts, labels: LabelSpace, protocol: Protocol) -> dict[str, float]:
-    """PQ, SQ, RQ, mIoU, mAcc, mCov, mWCov in percent by the rules of the protocol. ``counts`` knows its frames."""
+    """:data:`PROTOCOL_METRICS` in percent by the rules of the protocol. ``counts`` knows its frames."""
     counts = _truth_rule(counts, protocol)
     scene = counts.scene()
     panoptic = panoptic_statistics(scene, labels, iou_threshold=protocol.iou_threshold, segments=protocol.segments)
@@ -141,7 +170,7 @@ def metrics_of(counts: PairCounts, labels: LabelSpace, protocol: Protocol) -> di
         *semantic.mean(protocol.semantic, protocol.classes),
         *coverage_statistics(scene, labels).mean(),
     )
-    return {k: 100.0 * v for k, v in zip(("PQ", "SQ", "RQ", "mIoU", "mAcc", "mCov", "mWCov"), values, strict=True)}
+    return {k: 100.0 * v for k, v in zip(PROTOCOL_METRICS, values, strict=True)}
 
 
 def resize_labels(image: NDArray[np.integer[Any]], size: tuple[int, int]) -> NDArray[np.integer[Any]]:

@@ -50,11 +50,13 @@ class SheetRow:
     true_instance: Labels | None = None
 
 
-def contact_sheet(rows: Sequence[SheetRow], labels: LabelSpace, path: Path, *, title: str = "", width: int = 220) -> Path:
+def contact_sheet(
+    rows: Sequence[SheetRow], labels: LabelSpace, path: Path, *, title: str = "", width: int = 220
+) -> Path:
     """Draw the sheet and write it as PNG.
 
-    An object has one colour in all views; a predicted object takes the colour of the true object that it overlaps most,
-    so that "instance" and "ground truth" can be compared by eye. Depth has one scale for the whole sheet.
+    An object has one colour in all views; a predicted object takes the colour of the true object that it overlaps
+    most, so that "instance" and "ground truth" can be compared by eye. Depth has one scale for the whole sheet.
 
     Args:
         rows: the views, from top to bottom; at least one.
@@ -102,7 +104,8 @@ def match_objects(rows: Sequence[SheetRow]) -> dict[int, int]:
 
 def error_map(row: SheetRow, labels: LabelSpace, matched: dict[int, int]) -> Picture:
     """Colours [H, W, 3]: right, wrong class, right class but another object, or not scored (true void)."""
-    assert row.true_semantic is not None and row.true_instance is not None
+    assert row.true_semantic is not None
+    assert row.true_instance is not None
     evaluated = np.zeros(labels.size, dtype=bool)
     evaluated[list(labels.evaluated_ids)] = True
     true_class = np.where(row.true_semantic < labels.size, row.true_semantic, VOID)
@@ -128,7 +131,7 @@ def depth_colors(depth: NDArray[np.floating], low: float, high: float) -> Pictur
 
 
 def normal_colors(normal: NDArray[np.floating]) -> Picture:
-    """Colours [H, W, 3] of camera-space normals: right is red, up is green, towards the camera is blue; none is grey."""
+    """Colours [H, W, 3] of camera-space normals: right is red, up green, towards the camera blue; none is grey."""
     shown = np.round(127.5 * (normal * np.asarray([1.0, -1.0, -1.0]) + 1.0))
     absent = (np.abs(normal).sum(axis=-1) < 1e-3)[..., None]
     return np.where(absent, np.asarray(_ABSENT), np.clip(shown, 0, 255)).astype(np.uint8)
@@ -190,9 +193,7 @@ def _shaded(color: Picture, photo: Picture, strength: float) -> Picture:
     return np.clip(strength * color + (1 - strength) * grey[..., None], 0, 255).astype(np.uint8)
 
 
-def _object_palette(
-    rows: Sequence[SheetRow], matched: dict[int, int]
-) -> dict[tuple[str, int], tuple[int, int, int]]:
+def _object_palette(rows: Sequence[SheetRow], matched: dict[int, int]) -> dict[tuple[str, int], tuple[int, int, int]]:
     """Colour of every ("true", id) and ("predicted", id); matched pairs share one, the others have their own."""
     true = sorted({int(i) for r in rows if r.true_instance is not None for i in np.unique(r.true_instance) if i > 0})
     predicted = sorted({int(i) for r in rows for i in np.unique(r.instance) if i > 0})
@@ -254,7 +255,7 @@ def _lay_out(
     if title:
         draw.text((_MARGIN, _MARGIN - 2), title, fill=_INK, font=strong)
     for c, name in enumerate(COLUMNS):
-        caption = f"{name} {span[0]:.1f}–{span[1]:.1f} m" if name == "depth" else name
+        caption = f"{name} {span[0]:.1f} to {span[1]:.1f} m" if name == "depth" else name
         draw.text((_MARGIN + label + c * (width + _GAP), top + 4), caption, fill=_INK, font=text)
     for r, (name, row) in enumerate(zip(names, cells, strict=True)):
         y = top + _HEADER + r * (height + _GAP)

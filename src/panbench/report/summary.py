@@ -96,8 +96,9 @@ def duration(seconds: float) -> str:
 def _title(result: SceneResult) -> str:
     height, width = result.image_size
     what = " (synthetic)" if result.synthetic else ""
+    frames = "1 test frame" if len(result.frames) == 1 else f"{len(result.frames)} test frames"
     return (
-        f"{result.dataset} {result.scene}{what}: {len(result.frames)} test frame{"s" * (len(result.frames) != 1)} at {width}x{height}, "
+        f"{result.dataset} {result.scene}{what}: {frames} at {width}x{height}, "
         f"{len(result.per_class)} classes, seed {result.seed}"
     )
 

@@ -15,15 +15,11 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from panbench.errors import UserError
+from panbench.errors import Interrupted, UserError
 from panbench.training.files import replacing
 from panbench.training.metrics_csv import MetricsCsv
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and did, at the end of a step with a checkpoint on disk."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -86,6 +82,7 @@ class SaveLast(Checkpoint):
         self._resumed = 0.0
         self._started: float | None = None
         self._saved_at = 0.0
+        self._just_saved = False
         self._stop: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -106,24 +103,32 @@ class SaveLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        now = time.monotonic()
         at_step = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if self._stop is None and not at_step and now - self._saved_at < self.every_seconds:
-            return
-        self._save(trainer)
-        if self._stop is not None:
-            raise Interrupted(f"at step {trainer.global_step}; the same command continues from there")
+        if self._stop is not None or at_step or time.monotonic() - self._saved_at >= self.every_seconds:
+            self._save(trainer)
+            self._just_saved = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        # Lightning's progress counters want checkpoints at the end of a step, but logs its metrics only after that.
+        if self._just_saved:
+            self._just_saved = False
+            for logger in trainer.loggers:
+                logger.save()
+            if self._stop is not None:
+                raise Interrupted(f"at step {trainer.global_step}; the same command continues from there")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
         self._restore_handlers()
+        if self._stop is not None:
+            raise Interrupted("after the last step of training; the same command continues with the scores")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
     def _save(self, trainer: L.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()
         self._tick()
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
         self._saved_at = time.monotonic()
@@ -134,7 +139,7 @@ class SaveLast(Checkpoint):
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stop is not None:
-            raise KeyboardInterrupt("at once; the same command continues from the last checkpoint")
+            raise Interrupted("at once; the same command continues from the last checkpoint")
         self._stop = signal.Signals(number)
         log.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Generator[IO[bytes], None, None]:
     """Open a temporary sibling to write to; it takes the place of ``path`` once it is complete and on disk.
 
     The file at ``path`` stays as it was if the block raises (the sibling is removed) or the process is killed (the

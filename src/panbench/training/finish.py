@@ -17,14 +17,16 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from panbench.data.images import read_color
+from panbench.losses.photometric import psnr
 from panbench.methods.raw_masks import raw_masks
 from panbench.methods.voxel_vote import voxel_vote
+from panbench.ops import ssim
 from panbench.protocol.predictions import PredictionSet
 from panbench.protocol.protocol import Protocol
 from panbench.protocol.results import SceneResult
 from panbench.protocol.score import STRICT, paper_protocol, score
 from panbench.report.pictures import SheetRow, contact_sheet
-from panbench.report.summary import Row, markdown_summary, print_summary
+from panbench.report.summary import METRICS, Row, markdown_summary, print_summary
 from panbench.scene import PanopticMap, Scene
 from panbench.training.files import write_text
 from panbench.training.run_dir import RunDirectory, RunManifest
@@ -81,26 +83,23 @@ class Finish:
         trainer.loggers = []  # a test from a checkpoint would log at step 0; see log()
         try:
             path = None if weights is None else str(weights)
-            values = trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
+            trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
         finally:
             callbacks.remove(writer)
             trainer.loggers = loggers
-        found = values[0] if values else {}
-        self._image_quality = {
-            name: float(found[key]) for name, key in (("PSNR", "test/psnr"), ("SSIM", "test/ssim")) if key in found
-        }
         gaussians = getattr(model, "gaussians", None)
         if isinstance(gaussians, Sized):
             m.cost["gaussians"] = float(len(gaussians))
         m.cost["peak_memory_bytes"] = max(m.cost.get("peak_memory_bytes", 0.0), _peak_memory(model.device))
 
     def score(self, scene: Scene) -> list[Row]:
-        """Score the run, the raw pseudo-masks and the voxel vote; write ``result.json``, ``results/`` and ``table.md``."""
+        """Score the run, the raw masks and the voxel vote; write ``result.json``, ``results/`` and ``table.md``."""
         truth: dict[str, PanopticMap] = {f.name: f.truth for f in scene.frames(scene.test) if f.truth is not None}
         if len(truth) < len(scene.test) or not truth:
             log.warning("%s has no ground truth for all test frames: nothing to score", scene.name)
             return []
         m = self._manifest
+        self._image_quality = image_quality(PredictionSet.open(self._run.predictions), scene)
         rows = [Row(m.method, self._scored(self._run.predictions, m.method, truth, scene, m.cost, self._image_quality))]
         for name, method in _ANCHORS.items():
             folder = self._run.anchors / name
@@ -109,7 +108,7 @@ class Finish:
             cost = {"fit_seconds": time.monotonic() - started} if name != "raw-masks" else {}
             rows.append(Row(name, self._scored(folder, name, truth, scene, cost, {})))
         write_text(self._run.path / "table.md", markdown_summary(rows))
-        self._scores = {f"{p}/{k}": v for p, result in rows[0].results.items() for k, v in result.metrics.items()}
+        self._scores = {f"{p}/{k}": r.metrics[k] for p, r in rows[0].results.items() for k in METRICS}
         return rows
 
     def log(self, loggers: Sequence[Logger]) -> None:
@@ -162,6 +161,19 @@ class Finish:
             result.save(_result_path(self._run, None if name == self._manifest.method else name, i, protocol.id))
             out[protocol.id] = result
         return out
+
+
+def image_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
+    """PSNR in dB and SSIM of the predicted colours, each the mean over the test frames; {} without colours."""
+    values: list[tuple[float, float]] = []
+    for frame in scene.frames(scene.test):
+        color = predictions.color(frame.name)
+        if color is None:
+            return {}
+        render, photo = color.float() / 255, frame.color.cpu().float() / 255
+        values.append((float(psnr(render, photo)), float(ssim(render, photo))))
+    means = np.mean(values, axis=0)
+    return {"PSNR": float(means[0]), "SSIM": float(means[1])}
 
 
 _ANCHORS: dict[str, Callable[[Scene, Path], Path]] = {"raw-masks": raw_masks, "voxel-vote": voxel_vote}

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -101,7 +101,8 @@ class RunDirectory:
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no manifest.json") from None
         except (ValidationError, ValueError) as error:
-            raise UserError(f"{self._manifest} is damaged ({_first_line(error)}); --fresh starts the run over") from error
+            cause = _first_line(error)
+            raise UserError(f"{self._manifest} is damaged ({cause}); --fresh starts the run over") from error
 
     def write_manifest(self, manifest: RunManifest) -> None:
         """Replace ``manifest.json`` in one piece."""
@@ -133,7 +134,7 @@ class RunDirectory:
         return None if newest is None else RunDirectory(newest.parent)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None, None, None]:
         """Hold the run for this process. The kernel drops the lock with the process, however it ends.
 
         Raises:

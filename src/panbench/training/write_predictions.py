@@ -70,7 +70,8 @@ class WritePredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if not isinstance(outputs, PredictedView):
-            raise TypeError(f"{type(pl_module).__name__}.test_step returned {type(outputs).__name__}, not PredictedView")
+            module = type(pl_module).__name__
+            raise TypeError(f"{module}.test_step returned {type(outputs).__name__}, not PredictedView")
         assert self._writer is not None
         self._writer.write(batch.name, outputs.panoptic, outputs.color, outputs.depth, outputs.normal)
 

@@ -1,0 +1,264 @@
+"""The paper's head: label-blended semantics, and instances by Gaussian-modulated queries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from panbench.errors import UserError
+from panbench.gaussians.fields import FieldSpec
+from panbench.gaussians.gaussian_set import GaussianSet
+from panbench.heads.base import GaussianLabels, LabelView, PanopticHead, StepContext
+from panbench.heads.matching import assign, matching_cost
+from panbench.heads.seeding import seed_queries
+from panbench.losses.warping import warp, warping_loss
+from panbench.ops import attend, mask_losses
+from panbench.scene import Frame, LabelSpace, PanopticMap, Scene
+
+_EPS = 1e-4
+_MATCH_STRIDE = 2  # pixels between those that the assignment looks at
+
+
+class QueryHead(PanopticHead):
+    """Semantic and instance fields of Gaussians, supervised by unassociated 2D masks (PanopticSplatting, section III).
+
+    Semantics: a feature per Gaussian, decoded by an MLP and a softmax, then blended (eq. 7). Instances: an attention
+    A = sigmoid(f_q · f_g) · φ_q(x_g)/φ_q(x_q) between queries and visible Gaussians (eqs. 2–4), a softmax over queries
+    (eq. 5), blended (eq. 6). Per frame a linear assignment pairs masks and queries.
+    """
+
+    def __init__(
+        self,
+        semantic_dim: int = 16,
+        instance_dim: int = 32,
+        hidden_dim: int = 32,
+        blending: Literal["label", "feature"] = "label",
+        attention: Literal["literal", "log"] = "log",
+        temperature: float = 1.0,
+        no_object: float = 0.02,
+        seed_spacing: float = 0.06,
+        seed_cut: float = 0.5,
+        max_queries: int = 150,
+        prune_every: int = 400,
+        semantic_lr: float = 0.02,
+        instance_lr: float = 0.02,
+        decoder_lr: float = 2e-3,
+        query_lr: float = 5e-3,
+        query_mean_lr: float = 2e-3,
+        query_scale_lr: float = 5e-3,
+        lr_decay: float = 0.1,
+        dice_weight: float = 1.0,
+        bce_weight: float = 1.0,
+        semantic_weight: float = 1.0,
+        warp_weight: float = 1.0,
+        warp_every: int = 4,
+        warp_tolerance: float = 0.03,
+        use_scores: bool = False,
+    ) -> None:
+        super().__init__()
+        self.semantic_dim, self.instance_dim, self.hidden_dim = semantic_dim, instance_dim, hidden_dim
+        self.blending, self.attention, self.temperature, self.no_object = blending, attention, temperature, no_object
+        self.seed_spacing, self.seed_cut, self.max_queries = seed_spacing, seed_cut, max_queries
+        self.prune_every = prune_every
+        self.semantic_lr, self.instance_lr, self.decoder_lr, self.query_lr = (
+            semantic_lr, instance_lr, decoder_lr, query_lr,
+        )
+        self.query_mean_lr, self.query_scale_lr, self.lr_decay = query_mean_lr, query_scale_lr, lr_decay
+        self.dice_weight, self.bce_weight = dice_weight, bce_weight
+        self.semantic_weight, self.warp_weight, self.warp_every = semantic_weight, warp_weight, warp_every
+        self.warp_tolerance, self.use_scores = warp_tolerance, use_scores
+        self.labels: LabelSpace | None = None
+
+    def build(self, labels: LabelSpace) -> None:
+        if self.labels is not None:
+            return
+        self.labels = labels
+        self.classes = labels.size - 1
+        self.decoder = nn.Sequential(
+            nn.Linear(self.semantic_dim, self.hidden_dim), nn.ReLU(), nn.Linear(self.hidden_dim, self.classes)
+        )
+        thing = torch.from_numpy(labels.is_thing())
+        self.register_buffer("is_thing", thing[1:], persistent=False)
+        self._make_queries(0)
+
+    def _make_queries(self, count: int) -> None:
+        self.query_features = nn.Parameter(torch.zeros(count, self.instance_dim))
+        self.query_means = nn.Parameter(torch.zeros(count, 3))
+        self.query_log_scales = nn.Parameter(torch.zeros(count, 3))
+        self.query_quats = nn.Parameter(torch.tensor([1.0, 0, 0, 0]).repeat(count, 1))
+        self.register_buffer("active", torch.ones(count, dtype=torch.bool))
+        self.register_buffer("matches", torch.zeros(count))
+        self.register_buffer("class_votes", torch.zeros(count, self.classes))
+
+    def seed(self, scene: Scene) -> None:
+        seeds = seed_queries(scene, spacing=self.seed_spacing, cut=self.seed_cut)
+        count = min(len(seeds.means), self.max_queries)
+        largest = torch.bincount(torch.from_numpy(seeds.owner), minlength=len(seeds.means)).argsort(
+            descending=True, stable=True
+        )[:count]
+        self._make_queries(count)
+        with torch.no_grad():
+            self.query_means.copy_(torch.from_numpy(seeds.means)[largest])
+            self.query_log_scales.copy_(torch.from_numpy(seeds.log_scales)[largest] + math.log(1.5))
+            self.query_quats.copy_(torch.from_numpy(seeds.quats)[largest])
+            nn.init.normal_(self.query_features, std=0.5)
+
+    def resize_like(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        self._make_queries(len(state[prefix + "query_means"]))
+
+    def fields(self) -> Mapping[str, FieldSpec]:
+        def random(width: int):
+            return lambda count: 0.1 * torch.randn(count, width)
+
+        return {
+            "semantic_features": FieldSpec(
+                (self.semantic_dim,), random(self.semantic_dim), self.semantic_lr, self.semantic_lr * self.lr_decay
+            ),
+            "instance_features": FieldSpec(
+                (self.instance_dim,), random(self.instance_dim), self.instance_lr, self.instance_lr * self.lr_decay
+            ),
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        def group(name: str, params: list[nn.Parameter], lr: float) -> dict[str, Any]:
+            return {"name": f"head.{name}", "params": params, "lr": lr, "lr_final": lr * self.lr_decay}
+
+        return [
+            group("decoder", list(self.decoder.parameters()), self.decoder_lr),
+            group("query_features", [self.query_features], self.query_lr),
+            group("query_means", [self.query_means], self.query_mean_lr),
+            group("query_shapes", [self.query_log_scales, self.query_quats], self.query_scale_lr),
+        ]
+
+    def semantic_channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
+        features = gaussians["semantic_features"][ids]
+        return features if self.blending == "feature" else self.decoder(features).softmax(-1)
+
+    def instance_channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
+        on = self.active
+        a = attend(
+            gaussians["instance_features"][ids],
+            gaussians["means"].detach()[ids],
+            self.query_features[on],
+            self.query_means[on],
+            self.query_log_scales[on],
+            self.query_quats[on],
+            logarithm=self.attention == "log",
+        )
+        none = self.no_object if self.attention == "literal" else math.log(self.no_object)
+        logits = self.temperature * torch.cat([a, a.new_full((len(a), 1), none)], dim=1)
+        return logits.softmax(-1)[:, :-1]
+
+    def channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
+        return torch.cat([self.semantic_channels(gaussians, ids), self.instance_channels(gaussians, ids)], dim=1)
+
+    def _split(self, channels: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.semantic_dim if self.blending == "feature" else self.classes
+        semantic, instance = channels[..., :width], channels[..., width:]
+        if self.blending == "feature":
+            semantic = self.decoder(semantic).softmax(-1)
+        return semantic, instance
+
+    def losses(self, view: LabelView, frame: Frame, gaussians: GaussianSet, context: StepContext) -> dict[str, Tensor]:
+        if frame.masks is None:
+            return {}
+        semantic, instance = self._split(view.channels)
+        pair, columns = self._pair(instance, frame.masks)
+        weight = torch.ones_like(view.alpha)
+        if self.use_scores and frame.masks.score is not None:
+            weight = frame.masks.score
+        both = view.channels if self.blending == "label" else torch.cat([semantic, instance], dim=-1)
+        entropy, dice, bce = mask_losses(
+            both, frame.masks.semantic.long(), pair, columns + self.classes, weight, epsilon=_EPS
+        )
+        out = {"semantic": self.semantic_weight * entropy}
+        if len(columns):
+            out |= {"dice": self.dice_weight * dice, "bce": self.bce_weight * bce}
+        if self.warp_weight > 0 and context.step % self.warp_every == 0:
+            other = context.neighbor()
+            if other is not None:
+                with torch.no_grad():
+                    seen = context.splat(other.camera, lambda ids: self.semantic_channels(gaussians, ids))
+                    other_semantic = seen.channels
+                    if self.blending == "feature":
+                        other_semantic = self.decoder(other_semantic).softmax(-1)
+                    warped, valid = warp(
+                        frame.camera, view.depth, other.camera, other_semantic, seen.depth, self.warp_tolerance
+                    )
+                out["warp"] = self.warp_weight * warping_loss(semantic, warped, valid)
+        return out
+
+    @torch.no_grad()
+    def _pair(self, instance: Tensor, masks: PanopticMap) -> tuple[Tensor, Tensor]:
+        """Assign the frame's masks to queries.
+
+        Returns:
+            the number of the pair of each pixel [H, W], −1 outside of paired masks, and the instance channel of each
+            pair's query [K].
+        """
+        pair = torch.full(masks.instance.shape, -1, dtype=torch.int64, device=masks.instance.device)
+        ids = masks.instance[masks.instance > 0].unique()
+        if not len(ids) or not instance.shape[-1]:
+            return pair, pair.new_zeros(0)
+        coarse = (slice(None, None, _MATCH_STRIDE),) * 2
+        labelled = masks.semantic[coarse] > 0
+        planes = (masks.instance[coarse][labelled][:, None] == ids).to(instance.dtype)
+        rows, columns = assign(matching_cost(instance[coarse][labelled], planes))
+        number = pair.new_full((int(ids.max()) + 1,), -1)
+        number[ids[torch.from_numpy(rows)].long()] = torch.arange(len(rows), device=pair.device)
+        self._count(rows, columns, ids, masks)
+        return number[masks.instance.long()], torch.from_numpy(columns).to(pair)
+
+    def _count(self, rows: Any, columns: Any, ids: Tensor, masks: PanopticMap) -> None:
+        """Remember which queries were paired, and with masks of which class."""
+        queries = self.active.nonzero()[:, 0][torch.from_numpy(columns)]
+        self.matches[queries] += 1
+        for mask, query in zip(ids[torch.from_numpy(rows)], queries, strict=True):
+            inside = masks.instance == mask
+            votes = masks.semantic[inside].long().bincount(minlength=self.classes + 1)[1:].to(self.class_votes)
+            self.class_votes[query] += votes
+
+    def after_step(self, step: int) -> None:
+        if step % self.prune_every == 0:
+            self.active &= self.matches > 0
+            self.matches.zero_()
+
+    def query_classes(self) -> Tensor:
+        """Thing class id of each query [Q]: the one that most pixels of its masks had; 0 if it was never paired."""
+        votes = self.class_votes * self.is_thing
+        return torch.where(votes.sum(1) > 0, votes.argmax(1) + 1, 0)
+
+    def decode(self, view: LabelView) -> PanopticMap:
+        semantic, instance = self._split(view.channels)
+        classes = semantic.argmax(-1) + 1
+        ids = torch.zeros_like(classes)
+        queries = self.active.nonzero()[:, 0]
+        if len(queries):
+            thing = self.is_thing[classes - 1]
+            best = queries[instance.argmax(-1)]
+            voted = self.query_classes()[best]
+            claimed = thing & (voted > 0)
+            ids = torch.where(claimed, best + 1, ids)
+            classes = torch.where(claimed, voted, classes)
+        seen = view.alpha > 0.3
+        return PanopticMap(torch.where(seen, classes, 0), torch.where(seen, ids, 0))
+
+    @torch.no_grad()
+    def label(self, gaussians: GaussianSet) -> GaussianLabels:
+        if self.blending == "feature":
+            raise UserError("labels of single Gaussians need label blending; set model.head.blending to label")
+        ids = torch.arange(len(gaussians), device=gaussians["means"].device)
+        score, index = self.semantic_channels(gaussians, ids).max(-1)
+        semantic, instance = index + 1, torch.zeros_like(index)
+        queries = self.active.nonzero()[:, 0]
+        if len(queries):
+            best = queries[self.instance_channels(gaussians, ids).argmax(-1)]
+            voted = self.query_classes()[best]
+            claimed = self.is_thing[index] & (voted > 0)
+            instance = torch.where(claimed, best + 1, instance)
+            semantic = torch.where(claimed, voted, semantic)
+        return GaussianLabels(semantic, instance, score)

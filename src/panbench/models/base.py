@@ -1,0 +1,340 @@
+"""The training step of every Gaussian base model, and the view it renders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from panbench import ops
+from panbench.errors import UserError
+from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.gaussians.fields import FieldSpec
+from panbench.gaussians.gaussian_set import GaussianSet
+from panbench.gaussians.init import PointCloud, from_rgbd, neighbour_scale
+from panbench.gaussians.optim import build_optimizer
+from panbench.gaussians.rotation import quats_with_normal
+from panbench.heads.base import LabelView, PanopticHead, StepContext
+from panbench.losses.photometric import photometric_loss, psnr
+from panbench.scene import Camera, Frame, Scene
+from panbench.training.write_predictions import PredictedView
+
+CHECKPOINT_FORMAT = 1
+_DC = 0.28209479177387814
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A rendered view.
+
+    Attributes:
+        projected: what the camera sees. image: colour [H, W, 3]. normal: blended camera-space normals [H, W, 3], not
+            re-normalised. labels: the head's channels [H, W, C]. alpha: [H, W].
+        depth: expected depth Σ w d / Σ w [H, W], metres; 0 where alpha is below 1e-3.
+        median: median depth [H, W], metres.
+    """
+
+    projected: ops.Projected
+    image: Tensor
+    normal: Tensor
+    labels: Tensor
+    alpha: Tensor
+    depth: Tensor
+    median: Tensor
+
+
+class GaussianModule(L.LightningModule):
+    """Base of all Gaussian base models: subclasses give the primitive, the first fields and the regularisers.
+
+    One optimiser with a named group per field; a step renders colour, normal and every label channel in one pass.
+    """
+
+    kind: ClassVar[ops.Kind]
+
+    def __init__(
+        self,
+        head: PanopticHead,
+        densify: AdaptiveDensityControl | None,
+        voxel: float,
+        max_points: int,
+        sh_degree: int,
+        sh_every: int,
+        near: float,
+        initial_opacity: float,
+        initial_scale: float,
+        means_lr: float,
+        scales_lr: float,
+        quats_lr: float,
+        opacities_lr: float,
+        colors_lr: float,
+        lr_decay: float,
+        ssim_weight: float,
+        label_start: int,
+        label_gradient: Literal["labels", "geometry"],
+        neighbors: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.head = head
+        self.densify = densify
+        self.voxel, self.max_points = voxel, max_points
+        self.sh_degree, self.sh_every = sh_degree, sh_every
+        self.near = near
+        self.initial_opacity, self.initial_scale = initial_opacity, initial_scale
+        self.means_lr, self.scales_lr, self.quats_lr = means_lr, scales_lr, quats_lr
+        self.opacities_lr, self.colors_lr, self.lr_decay = opacities_lr, colors_lr, lr_decay
+        self.ssim_weight = ssim_weight
+        self.label_start, self.label_gradient, self.neighbors = label_start, label_gradient, neighbors
+        self.gaussians = GaussianSet(0)
+        self.latest: dict[str, Tensor] = {}
+        self._adjacent: list[list[int]] = []
+        self._scene: Scene | None = None
+
+    # ------------------------------------------------------------------------------------------------ construction
+
+    def configure_model(self) -> None:
+        """Make the fields from the scene's RGB-D frames, or empty ones that a checkpoint fills. Idempotent."""
+        if len(list(self.gaussians)):
+            return
+        scene: Scene = self.trainer.datamodule.scene  # pyright: ignore[reportAttributeAccessIssue]
+        self._scene = scene
+        self.head.build(scene.labels)
+        fresh = self.trainer.ckpt_path is None
+        if fresh:
+            cloud = from_rgbd(scene, voxel=self.voxel, max_points=self.max_points, seed=0)
+            self.head.seed(scene)
+        else:
+            cloud = _empty_cloud(self.voxel)
+        fields = {**self.fields(cloud, scene), **(self.densify.fields() if self.densify else {})}
+        self.gaussians = GaussianSet(len(cloud.positions))
+        self.gaussians.add(fields)
+        self.gaussians.add(self.head.fields())
+        if self.densify:
+            self.densify.extent = scene.extent()
+        self._adjacent = _adjacent_frames(scene, self.neighbors)
+
+    def fields(self, cloud: PointCloud, scene: Scene) -> Mapping[str, FieldSpec]:
+        """Geometry and colour fields, started from a point cloud (3DGS; specs of each model in the subclasses)."""
+        count = len(cloud.positions)
+        decay = self.lr_decay
+        extent = scene.extent()
+        rest = (self.sh_degree + 1) ** 2 - 1
+        logit = torch.tensor(self.initial_opacity).logit()
+        return {
+            "means": FieldSpec((3,), cloud.positions, self.means_lr * extent, self.means_lr * extent * 0.01),
+            "scales": FieldSpec((3,), self.first_log_scales(cloud), self.scales_lr, self.scales_lr * decay),
+            "quats": FieldSpec((4,), quats_with_normal(cloud.normals), self.quats_lr, self.quats_lr * decay),
+            "opacities": FieldSpec((), logit.expand(count).clone(), self.opacities_lr, self.opacities_lr * decay),
+            "features_dc": FieldSpec((3,), (cloud.colors - 0.5) / _DC, self.colors_lr, self.colors_lr * decay),
+            "features_rest": FieldSpec(
+                (rest, 3), torch.zeros(count, rest, 3), self.colors_lr / 20, self.colors_lr / 20 * decay
+            ),
+        }
+
+    def first_log_scales(self, cloud: PointCloud) -> Tensor:
+        """Log-scales [N, 3] of isotropic Gaussians as wide as the distance to the neighbours."""
+        if not len(cloud.positions):
+            return torch.zeros(0, 3)
+        return (self.initial_scale * neighbour_scale(cloud.positions, cloud.voxel)).log()[:, None].expand(-1, 3).clone()
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = build_optimizer(
+            self.gaussians, self.head.parameter_groups(), max(self.trainer.max_steps, 1)
+        )
+        return [optimizer], [scheduler]
+
+    # --------------------------------------------------------------------------------------------------- rendering
+
+    def render(self, camera: Camera, *, labels: bool = True) -> View:
+        """Colour, normal, depth and (if asked for) the head's channels of a view, in one pass."""
+        g = self.gaussians
+        projected = self.project(camera)
+        colors = ops.spherical_harmonics(
+            g["features_dc"], g["features_rest"], g["means"], camera.position, projected.ids, self.active_sh_degree
+        )
+        parts = [colors, projected.normals]
+        if labels:
+            parts.append(self.head.channels(g, projected.ids))
+        width = parts[2].shape[1] if labels else 0
+        blended = self.blend(
+            camera, projected, torch.cat(parts, dim=1), width if self.label_gradient == "labels" else 0
+        )
+        # One split: its gradient is one concatenation, not a full image of zeros for every part.
+        color, normal, label = blended.image.split([3, 3, width], dim=-1)
+        return View(
+            projected,
+            color,
+            normal,
+            label,
+            blended.alpha,
+            _expected(blended),
+            blended.median,
+        )
+
+    def project(self, camera: Camera) -> ops.Projected:
+        """The Gaussians that a camera sees."""
+        g = self.gaussians
+        projected = ops.project(
+            g["means"], g["quats"], g["scales"], g["opacities"], camera, kind=self.kind, near=self.near
+        )
+        return projected
+
+    def blend(self, camera: Camera, projected: ops.Projected, features: Tensor, detached: int) -> ops.Blended:
+        """Blend features [M, C] of the projected Gaussians; the last ``detached`` channels do not move geometry."""
+        size = (camera.width, camera.height)
+        bins = ops.bin(projected.geometry, *size, kind=self.kind)
+        return ops.blend(
+            projected.geometry, features, bins, *size, kind=self.kind, near=self.near, detached=detached
+        )
+
+    def splat(self, camera: Camera, channels: Callable[[Tensor], Tensor]) -> LabelView:
+        """Render channels [M, C] given for visible ids [M]; nothing moves geometry."""
+        projected = self.project(camera)
+        values = channels(projected.ids)
+        blended = self.blend(camera, projected, values, values.shape[1])
+        return LabelView(blended.image, blended.alpha.detach(), _expected(blended).detach())
+
+    @property
+    def active_sh_degree(self) -> int:
+        """Degree of spherical harmonics in use: one more every ``sh_every`` steps."""
+        if self._trainer is None or not self.training:
+            return self.sh_degree
+        return min(self.global_step // max(self.sh_every, 1), self.sh_degree)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Frame, batch_idx: int) -> None:
+        step = self.global_step
+        labels = step >= self.label_start
+        view = self.render(batch.camera, labels=labels)
+        watch = self.densify is not None and step < self.densify.stop
+        if watch:
+            view.projected.geometry.retain_grad()
+        photo = batch.color.to(view.image.dtype) / 255
+        terms = {"photometric": photometric_loss(view.image, photo, self.ssim_weight)}
+        terms |= self.regularisers(view, batch)
+        if labels:
+            terms |= self.head.losses(_label_view(view), batch, self.gaussians, self._context(batch, step))
+        loss = torch.stack(list(terms.values())).sum()
+
+        optimizer = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        if watch:
+            self._observe(batch.camera, view.projected)
+        optimizer.step()
+        self.lr_schedulers().step()
+        self.head.after_step(step + 1)
+        if self.densify is not None and self.densify.due(step + 1):
+            # Seeded by the step, so that a resumed run places children where the uninterrupted one does.
+            generator = torch.Generator(self.gaussians["means"].device).manual_seed(step + 1)
+            self.densify.apply(self.gaussians, optimizer.optimizer, step + 1, generator)
+        self.latest = {"loss": loss.detach(), "psnr": psnr(view.image.detach(), photo)}
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            logged = {f"loss/{name}": term.detach() for name, term in terms.items()}
+            self.log_dict({**self.latest, **logged, "gaussians": float(len(self.gaussians))})
+
+    def regularisers(self, view: View, frame: Frame) -> dict[str, Tensor]:
+        """Weighted loss terms of the base model beside the photometric one."""
+        return {}
+
+    def _context(self, frame: Frame, step: int) -> StepContext:
+        def neighbor() -> Frame | None:
+            near = self._adjacent[frame.index] if self._adjacent else []
+            if not near or self._scene is None:
+                return None
+            return self._scene.source.load(near[step % len(near)]).to(self.device)
+
+        return StepContext(step, neighbor, self.splat)
+
+    def _observe(self, camera: Camera, projected: ops.Projected) -> None:
+        """Hand the screen-space gradient in NDC units to the density control."""
+        assert self.densify is not None
+        grad = projected.geometry.grad
+        assert grad is not None
+        geometry = projected.geometry.detach()
+        half = geometry.new_tensor([camera.width / 2, camera.height / 2])
+        if self.kind == "ellipsoid":
+            screen = grad[:, :2] * half
+            determinant = geometry[:, 2] * geometry[:, 4] - geometry[:, 3].square()
+            radii = 3 * (torch.maximum(geometry[:, 2], geometry[:, 4]) / determinant).sqrt()
+        else:
+            # A shift of the disc parallel to the screen: d/d(M_u, M_v)[2] times the depth of the centre.
+            screen = grad[:, [2, 5]] * geometry[:, 12:13] * half
+            radii = torch.ones_like(geometry[:, 0])
+        self.densify.observe(self.gaussians, projected.ids, screen.norm(dim=-1), radii)
+
+    # -------------------------------------------------------------------------------------------------- evaluation
+
+    def on_fit_start(self) -> None:
+        if not len(self.gaussians):
+            raise UserError("no Gaussian could be initialised: no training frame has usable depth")
+
+    def validation_step(self, batch: Frame, batch_idx: int) -> None:
+        view = self.render(batch.camera, labels=False)
+        self.log("val/psnr", psnr(view.image, batch.color.to(view.image.dtype) / 255), batch_size=1, prog_bar=True)
+
+    def test_step(self, batch: Frame, batch_idx: int) -> PredictedView:
+        return self.predict_view(batch.camera)
+
+    def predict_step(self, batch: Frame, batch_idx: int) -> PredictedView:
+        return self.predict_view(batch.camera)
+
+    @torch.no_grad()
+    def predict_view(self, camera: Camera) -> PredictedView:
+        """Panoptic map, colour, depth and normals of a view."""
+        view = self.render(camera)
+        return PredictedView(
+            self.head.decode(_label_view(view)),
+            (view.image.clamp(0, 1) * 255).round().to(torch.uint8),
+            view.depth,
+            torch.nn.functional.normalize(view.normal, dim=-1),
+        )
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["panbench_format"] = CHECKPOINT_FORMAT
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found = checkpoint.get("panbench_format")
+        if found != CHECKPOINT_FORMAT:
+            raise UserError(f"the checkpoint has format {found}, this panbench reads {CHECKPOINT_FORMAT}")
+        self.gaussians.resize_like(checkpoint["state_dict"], "gaussians.")
+        self.head.resize_like(checkpoint["state_dict"], "head.")
+
+
+def _label_view(view: View) -> LabelView:
+    return LabelView(view.labels, view.alpha.detach(), view.depth.detach())
+
+
+def _expected(blended: ops.Blended) -> Tensor:
+    """Σ w d / Σ w, and 0 where hardly anything was hit."""
+    return torch.where(blended.alpha > 1e-3, blended.depth / blended.alpha.clamp_min(1e-3), 0.0)
+
+
+def _empty_cloud(voxel: float) -> PointCloud:
+    return PointCloud(
+        torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), voxel
+    )
+
+
+def _adjacent_frames(scene: Scene, count: int) -> list[list[int]]:
+    """For each frame index, the ``count`` training frames of least camera baseline that look the same way (< 60°)."""
+    out: list[list[int]] = [[] for _ in range(len(scene.source))]
+    train = list(scene.train)
+    if count < 1 or len(train) < 2:
+        return out
+    positions = scene.camera_positions(train)
+    forward = torch.stack([scene.source.camera(i).rotation[2] for i in train])
+    baseline = torch.cdist(positions, positions)
+    baseline = torch.where(forward @ forward.T > 0.5, baseline, torch.inf)
+    baseline.fill_diagonal_(torch.inf)
+    for row, index in enumerate(train):
+        nearest = baseline[row].argsort()[:count]
+        out[index] = [train[int(j)] for j in nearest if baseline[row, j].isfinite()]
+    return out

@@ -1,0 +1,69 @@
+"""LI-GS on RGB-D: discs whose depth and normals are supervised by the measured points."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.heads.base import PanopticHead
+from panbench.losses.geometric import depth_loss, depth_normals, normal_loss
+from panbench.models.base import GaussianModule, View
+from panbench.scene import Frame
+
+
+class LiGS(GaussianModule):
+    """Jiang et al. 2024: 2DGS discs held to the surface by depth and normal terms.
+
+    The point cloud is the fused RGB-D frames, as ScanNet has no LiDAR. The mixture-model term and the surface-aware
+    density control of LI-GS are not in this version.
+    """
+
+    kind = "disc"
+
+    def __init__(
+        self,
+        head: PanopticHead,
+        densify: AdaptiveDensityControl | None = None,
+        voxel: float = 0.04,
+        max_points: int = 300_000,
+        sh_degree: int = 1,
+        sh_every: int = 500,
+        near: float = 0.1,
+        initial_opacity: float = 0.5,
+        initial_scale: float = 0.8,
+        means_lr: float = 1.6e-4,
+        scales_lr: float = 5e-3,
+        quats_lr: float = 1e-3,
+        opacities_lr: float = 0.05,
+        colors_lr: float = 5e-3,
+        lr_decay: float = 0.1,
+        ssim_weight: float = 0.2,
+        depth_weight: float = 0.2,
+        normal_weight: float = 0.05,
+        consistency_weight: float = 0.05,
+        consistency_start: int = 1000,
+        max_depth: float = 6.0,
+        label_start: int = 0,
+        label_gradient: Literal["labels", "geometry"] = "labels",
+        neighbors: int = 4,
+    ) -> None:
+        super().__init__(
+            head, densify, voxel, max_points, sh_degree, sh_every, near, initial_opacity, initial_scale, means_lr,
+            scales_lr, quats_lr, opacities_lr, colors_lr, lr_decay, ssim_weight, label_start, label_gradient, neighbors,
+        )
+        self.depth_weight, self.normal_weight, self.max_depth = depth_weight, normal_weight, max_depth
+        self.consistency_weight, self.consistency_start = consistency_weight, consistency_start
+
+    def regularisers(self, view: View, frame: Frame) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        if frame.depth is not None:
+            out["depth"] = self.depth_weight * depth_loss(view.depth, frame.depth, view.alpha, self.max_depth)
+            # Differences over five pixels average the sensor's depth noise.
+            measured = depth_normals(frame.camera, frame.depth, step=3)
+            out["normal"] = self.normal_weight * normal_loss(view.normal, measured)
+        if self.global_step >= self.consistency_start:
+            rendered = depth_normals(frame.camera, view.depth)
+            out["consistency"] = self.consistency_weight * normal_loss(view.normal, rendered)
+        return out

@@ -1,0 +1,61 @@
+"""3D Gaussian Splatting: ellipsoids, photometric supervision, adaptive density control."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.gaussians.init import PointCloud
+from panbench.heads.base import PanopticHead
+from panbench.losses.geometric import depth_loss
+from panbench.models.base import GaussianModule, View
+from panbench.scene import Frame
+
+
+class ThreeDGS(GaussianModule):
+    """Kerbl et al. 2023, started from RGB-D points: flattened along the measured normal."""
+
+    kind = "ellipsoid"
+
+    def __init__(
+        self,
+        head: PanopticHead,
+        densify: AdaptiveDensityControl | None = None,
+        voxel: float = 0.04,
+        max_points: int = 300_000,
+        sh_degree: int = 1,
+        sh_every: int = 500,
+        near: float = 0.05,
+        initial_opacity: float = 0.5,
+        initial_scale: float = 0.8,
+        means_lr: float = 1.6e-4,
+        scales_lr: float = 5e-3,
+        quats_lr: float = 1e-3,
+        opacities_lr: float = 0.05,
+        colors_lr: float = 5e-3,
+        lr_decay: float = 0.1,
+        ssim_weight: float = 0.2,
+        depth_weight: float = 0.0,
+        max_depth: float = 6.0,
+        label_start: int = 0,
+        label_gradient: Literal["labels", "geometry"] = "labels",
+        neighbors: int = 4,
+    ) -> None:
+        super().__init__(
+            head, densify, voxel, max_points, sh_degree, sh_every, near, initial_opacity, initial_scale, means_lr,
+            scales_lr, quats_lr, opacities_lr, colors_lr, lr_decay, ssim_weight, label_start, label_gradient, neighbors,
+        )
+        self.depth_weight, self.max_depth = depth_weight, max_depth
+
+    def first_log_scales(self, cloud: PointCloud) -> Tensor:
+        scales = super().first_log_scales(cloud)
+        scales[:, 2] += math.log(0.3)
+        return scales
+
+    def regularisers(self, view: View, frame: Frame) -> dict[str, Tensor]:
+        if self.depth_weight <= 0 or frame.depth is None:
+            return {}
+        return {"depth": self.depth_weight * depth_loss(view.depth, frame.depth, view.alpha, self.max_depth)}
