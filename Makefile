@@ -34,11 +34,11 @@ setup: $(VENV)/.installed-$(KEY)
 setup-dev: $(VENV)/.installed-dev-$(KEY)
 
 $(VENV)/.installed-$(KEY): | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev-$(KEY): | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed-$(KEY)
 
 $(BIN)/python:

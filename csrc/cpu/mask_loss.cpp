@@ -104,7 +104,7 @@ void mask_losses_backward(const MaskLossArgs& a, const double* sums, const doubl
       const float i = row[a.columns[k]];
       const bool open = i > a.epsilon && i < 1.0f - a.epsilon;
       const float log_slope = !open ? 0.0f : k == pair ? -1.0f / i : 1.0f / (1.0f - i);
-      g[a.columns[k]] = (k == pair ? inside[k] : outside[k]) + cross * log_slope;
+      g[a.columns[k]] += (k == pair ? inside[k] : outside[k]) + cross * log_slope;
     }
   }
 }

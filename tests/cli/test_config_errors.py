@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from panbench.cli.train_help import short_help
 
 
 def _change(path: Path, old: str, new: str) -> None:
@@ -121,3 +124,14 @@ def test_an_unknown_protocol_is_found_before_training(configs: Path, panbench: C
 
 def test_a_random_seed_is_refused_because_it_names_the_run(configs: Path, panbench: Callable) -> None:
     assert "seed_everything: give a number" in panbench("fit", "--config", "main.yaml", "--seed_everything=true").err
+
+
+def test_every_option_of_the_short_help_exists(panbench: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        panbench("fit", "--help-all")
+    everything = capsys.readouterr().out
+    options = re.findall(r"^  (--[a-z_.-]+)", short_help("fit"), flags=re.MULTILINE)
+    for option in options:
+        # The keys of a scene or a model are those of its class, which is not known here.
+        if not option.startswith(("--data.", "--model.")) and option != "--help-all":
+            assert option in everything, option

@@ -40,6 +40,14 @@ def test_help_lists_every_verb(panbench: Callable) -> None:
         assert f"  {verb} " in answer.out
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_the_help_of_a_training_verb_fits_on_a_screen(panbench: Callable, verb: str) -> None:
+    answer = panbench(verb, "--help")
+    assert answer.status == 0
+    assert f"usage: panbench {verb} --config FILE" in answer.out
+    assert len(answer.out.splitlines()) < 30
+
+
 def test_version(panbench: Callable) -> None:
     assert panbench("--version").out == f"panbench {__version__}\n"
 

@@ -7,7 +7,6 @@ import logging
 import warnings
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 
 @functools.cache
@@ -22,22 +21,24 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-class _Formatter(logging.Formatter):
-    """Says that a warning is one; the rest needs no level."""
+class _Messages(logging.Handler):
+    """Writes messages above a live progress bar. A long line is left to the terminal to wrap: it may hold a path."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        stderr().print(level + self.format(record), soft_wrap=True, markup=False, highlight=False)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Show panbench's own messages in full, and of the libraries only what needs attention. Call it once a process."""
-    handler = RichHandler(console=stderr(), show_time=False, show_level=False, show_path=False, markup=False)
-    handler.setFormatter(_Formatter("%(message)s"))
+    """Show panbench's own messages. Call it once a process."""
     logger = logging.getLogger("panbench")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Messages()]
     logger.setLevel(level)
     logger.propagate = False
+
+
+def quieten_lightning() -> None:
+    """Keep of Lightning only what needs attention. It sets its own levels when it is imported: call this after that."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # One scene fits in memory and frames are decoded once: worker processes would only cost.

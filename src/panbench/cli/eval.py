@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from panbench.errors import UserError
 
 if TYPE_CHECKING:
-    from panbench.protocol import Protocol, SceneResult
+    from panbench.protocol import SceneResult
     from panbench.scene import Scene
 
 _SIDE_BY_SIDE = {
@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
         prog="panbench eval", description="Score a predictions folder or a run directory under a named protocol."
     )
     parser.add_argument("folder", type=Path, help="predictions folder, or run directory")
-    parser.add_argument("--protocol", help="name@version; default: the one published for the dataset")
+    parser.add_argument(
+        "--protocol", help="name@version; default: the published one of the dataset, or that of the earlier result"
+    )
     parser.add_argument("--truth", type=Path, metavar="SCENE", help="scene folder with the true labels")
     parser.add_argument("--split", type=Path, metavar="FILE", help="split file instead of the scene's splits.json")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
@@ -81,9 +83,11 @@ def _find(folder: Path) -> _Found:
 
 
 def _count(found: _Found, truth: Path, split: Path | None, protocol: str | None) -> SceneResult:
-    # Opened first: a folder that is no predictions folder is told before a scene is read.
-    from panbench.protocol import PredictionSet, SceneTruth, score
+    from panbench.protocol import PredictionSet, Protocol, SceneTruth, score
+    from panbench.protocol.score import paper_protocol
 
+    # What is quickly told to be wrong comes before a scene is read.
+    rules = None if protocol is None else Protocol.load(protocol)
     predictions = PredictionSet.open(found.predictions)
     scene = _open_truth(truth, split)
     manifest = predictions.manifest
@@ -91,29 +95,27 @@ def _count(found: _Found, truth: Path, split: Path | None, protocol: str | None)
         raise UserError(
             f"{found.predictions}: holds predictions of {manifest.scene}, {truth} is {scene.name}: give the right scene"
         )
-    rules = _load(protocol, scene.dataset)
-    provenance = {"truth_hash": scene.data_hash}
     cost, quality = _kept(found.result)
     result = score(
         predictions,
         SceneTruth(scene),
         scene.labels,
-        rules,
+        rules or Protocol.load(paper_protocol(scene.dataset)),
         dataset=scene.dataset,
         scene=scene.name,
         synthetic=manifest.synthetic or scene.synthetic,
         cost=cost,
-        provenance=provenance,
+        provenance={"truth_hash": scene.data_hash},
     )
     result.metrics.update(quality)
     return result
 
 
 def _recount(path: Path, protocol: str | None) -> SceneResult:
-    from panbench.protocol import SceneResult, rescore
+    from panbench.protocol import Protocol, SceneResult, rescore
 
     old = SceneResult.load(path)
-    return rescore(old, _load(protocol or old.protocol, old.dataset))
+    return rescore(old, Protocol.load(protocol or old.protocol))
 
 
 def _kept(path: Path | None) -> tuple[dict[str, float], dict[str, float]]:
@@ -136,13 +138,6 @@ def _open_truth(folder: Path, split: Path | None) -> Scene:
     if not scene.test:
         raise UserError(f"{folder}: has no test frames: give a split file as --split FILE")
     return scene
-
-
-def _load(protocol: str | None, dataset: str) -> Protocol:
-    from panbench.protocol import Protocol
-    from panbench.protocol.score import paper_protocol
-
-    return Protocol.load(protocol or paper_protocol(dataset))
 
 
 def _text(result: SceneResult) -> str:

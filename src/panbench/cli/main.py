@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from panbench import __version__
 from panbench.cli.errors import explained
+from panbench.cli.train_help import short_help
 from panbench.errors import UserError
 
 # verb: (module with ``main(argv) -> exit status``, what it does). The four Lightning verbs share one module, which
@@ -57,6 +58,9 @@ def run(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(VERBS)}"
         raise UserError(f"unknown verb {verb!r}: {hint}")
+    if verb in _LIGHTNING_VERBS and {"-h", "--help"} & set(rest):
+        sys.stdout.write(short_help(verb))
+        return 0
     importlib.import_module("panbench.cli.console").set_up_logging()
     module = importlib.import_module(VERBS[verb][0])
     return int(module.main([verb, *rest] if verb in _LIGHTNING_VERBS else rest) or 0)

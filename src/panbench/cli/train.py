@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 import logging
 import signal
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from panbench.cli.config_errors import explain
-from panbench.cli.console import stdout
+from panbench.cli.console import quieten_lightning, stdout
 from panbench.errors import Interrupted, UserError
 from panbench.ops import backend
 from panbench.resources import find_config
@@ -249,9 +248,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: for anything the user can mend.
     """
+    quieten_lightning()
     # During training SaveLast answers Ctrl-C; this is for the time before and after.
     signal.signal(signal.SIGINT, _stop)
-    verb, options = argv[0], list(argv[1:])
+    verb, options = argv[0], ["--help" if option == "--help-all" else option for option in argv[1:]]
     folder = None
     if options and not options[0].startswith("-"):
         folder = _run_folder(options.pop(0))
@@ -323,10 +323,8 @@ def _train(cli: PanbenchCLI, manifest: RunManifest) -> None:
     start = run.checkpoint if run.checkpoint.is_file() else None
     if start is not None:
         log.info("resuming from %s", start)
-    with warnings.catch_warnings():
-        # Lightning says this whenever the folder of a resumed run is not empty, which is what resuming means.
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=None if start is None else str(start))
+    path = None if start is None else str(start)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     manifest.steps = cli.trainer.global_step
     manifest.cost["fit_seconds"] = cli.save_last.elapsed
     if backend.reason():
@@ -354,7 +352,7 @@ def _after_training(cli: PanbenchCLI, verb: str) -> int:
     with run.locked():
         manifest = run.manifest()
         if verb == "validate":
-            cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(run.checkpoint))
+            cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(run.checkpoint), weights_only=True)
         elif verb == "test":
             _score(cli, _finish_of(cli, manifest), manifest, run.checkpoint)
         else:

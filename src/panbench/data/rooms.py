@@ -37,7 +37,7 @@ from panbench.data.room_export import (
 from panbench.data.room_layout import Room, design_room
 from panbench.data.room_render import RoomTracer, View, display
 from panbench.errors import UserError
-from panbench.scene import LabelClass, LabelSpace
+from panbench.scene import VOID, LabelClass, LabelSpace
 
 Size = Literal["tiny", "small", "full"]
 VERSION = 1
@@ -195,10 +195,10 @@ def _write_scene(folder: Path, scene: str, size: Size, seed: int, masks: Sequenc
 
         shots = _Shots(folder, tracer, room, film, focal, poses, lost, seed)
         frames = list(_parallel(shots.take, range(film.frames), bar, "pictures"))
-        labels, item_class = _label_space(scene, room, [f.item for f in frames])
-        semantics = [item_class[f.item] for f in frames]
-        instances = [(f.item + 1).astype(np.uint8) for f in frames]
-        depth_gt = np.stack([np.round(f.depth / _DEPTH_UNIT).astype(np.uint16) for f in frames])
+        instances = [f.instance for f in frames]
+        labels, class_of = _label_space(scene, room, instances)
+        semantics = [class_of[i] for i in instances]
+        depth_gt = np.stack([f.depth for f in frames])
         stems = np.array([str(k) for k in range(film.frames)])
         (folder / "gt").mkdir()
         np.savez_compressed(
@@ -246,10 +246,10 @@ def _lost_frames(film: _Film, rng: np.random.Generator) -> set[int]:
 
 @dataclass(frozen=True, eq=False)
 class _Shot:
-    """Truth of one frame: object index and z-depth [H, W]."""
+    """Truth of one frame [H, W]: objectId + 1 (0 = nothing), z-depth in units of ``_DEPTH_UNIT``."""
 
-    item: NDArray[np.int32]
-    depth: NDArray[np.float32]
+    instance: NDArray[np.uint8]
+    depth: NDArray[np.uint16]
 
 
 class _Shots:
@@ -268,7 +268,7 @@ class _Shots:
     ) -> None:
         self._folder, self._tracer, self._film, self._focal = folder, tracer, film, focal
         self._poses, self._lost, self._seed = poses, lost, seed
-        self._raw = np.array([RAW_LABELS[item.label][0] for item in room.items], dtype=np.uint16)
+        self._raw = np.array([0] + [RAW_LABELS[item.label][0] for item in room.items], dtype=np.uint16)
         for name in ("color", "depth", "pose", "label-filt", "instance-filt"):
             (folder / name).mkdir()
         rng = np.random.default_rng([seed, 14])
@@ -296,17 +296,16 @@ class _Shots:
         """Render frame ``index``, write color, depth, pose, label-filt, instance-filt."""
         film, folder = self._film, self._folder
         view = self._tracer.render(self._poses[index], self._focal, film.width, film.height)
+        instance = (view.item + 1).astype(np.uint8)
         rng = np.random.default_rng([self._seed, 15, index])
         Image.fromarray(self._develop(view, index, rng)).save(folder / "color" / f"{index}.jpg", quality=92)
         reading = DepthSensor().measure(view.depth, view.cosine, self._focal, rng, view.albedo)
         _save_png(folder / "depth" / f"{index}.png", np.round(reading * 1000).astype(np.uint16))
-        _save_png(
-            folder / "label-filt" / f"{index}.png", np.where(view.item >= 0, self._raw[view.item], 0).astype(np.uint16)
-        )
-        _save_png(folder / "instance-filt" / f"{index}.png", (view.item + 1).astype(np.uint8))
+        _save_png(folder / "label-filt" / f"{index}.png", self._raw[instance])
+        _save_png(folder / "instance-filt" / f"{index}.png", instance)
         pose = np.full((4, 4), -np.inf) if index in self._lost else self._poses[index]
         write_matrix(folder / "pose" / f"{index}.txt", pose)
-        return _Shot(view.item, view.depth)
+        return _Shot(instance, np.round(view.depth / _DEPTH_UNIT).astype(np.uint16))
 
     def _develop(self, view: View, index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Radiance to 8 bit: exposure drift, vignetting, film curve, read noise."""
@@ -319,19 +318,21 @@ def _save_png(path: Path, image: NDArray[np.integer]) -> None:
     Image.fromarray(image).save(path, compress_level=3)
 
 
-def _label_space(scene: str, room: Room, items: Sequence[NDArray[np.int32]]) -> tuple[LabelSpace, NDArray[np.uint8]]:
-    """Label space of the classes that some frame shows, and the class id of each item."""
-    count = len(room.items)
-    pixels = sum((np.bincount(i[i >= 0], minlength=count) for i in items), start=np.zeros(count, dtype=np.int64))
-    shown = {room.items[k].label for k in np.flatnonzero(pixels)}
+def _label_space(
+    scene: str, room: Room, instances: Sequence[NDArray[np.uint8]]
+) -> tuple[LabelSpace, NDArray[np.uint8]]:
+    """Label space of the classes that some frame shows, and the class id of each objectId + 1 (0 → void)."""
+    pixels = sum((np.bincount(i.ravel(), minlength=256) for i in instances), start=np.zeros(256, dtype=np.int64))
+    shown = {item.label for k, item in enumerate(room.items) if pixels[k + 1]}
+    in_room = {item.label for item in room.items}
     classes: list[LabelClass] = []
     raw_to_class: dict[int, int] = {}
     for name, thing, prompts, raws in _CLASSES:
         if shown.intersection(raws):
             classes.append(LabelClass(len(classes) + 1, name, thing, name != "other", prompts))
-            raw_to_class |= {RAW_LABELS[r][0]: len(classes) for r in raws if any(i.label == r for i in room.items)}
-    table = np.array([raw_to_class.get(RAW_LABELS[item.label][0], 0) for item in room.items] + [0], dtype=np.uint8)
-    return LabelSpace(scene, tuple(classes), raw_to_class), table
+            raw_to_class |= {RAW_LABELS[r][0]: len(classes) for r in raws if r in in_room}
+    table = [VOID] + [raw_to_class.get(RAW_LABELS[item.label][0], VOID) for item in room.items]
+    return LabelSpace(scene, tuple(classes), raw_to_class), np.array(table, dtype=np.uint8)
 
 
 def _classes_json(scene: str, labels: LabelSpace, names: Sequence[str]) -> dict[str, object]:
@@ -385,8 +386,8 @@ def _write_masks(
 def _stats(
     room: Room, tracer: RoomTracer, frames: Sequence[_Shot], kept: Sequence[int], names: Sequence[str]
 ) -> dict[str, object]:
-    counts = np.stack([np.bincount(frames[k].item[frames[k].item >= 0], minlength=len(names)) for k in kept])
-    threshold = max(1, frames[0].item.size // 768)
+    counts = np.stack([np.bincount(frames[k].instance.ravel(), minlength=256)[1 : len(names) + 1] for k in kept])
+    threshold = max(1, frames[0].instance.size // 768)
     views = (counts >= threshold).sum(0)
     return {
         "frames": len(frames),

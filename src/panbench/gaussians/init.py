@@ -57,8 +57,8 @@ def from_rgbd(
 ) -> PointCloud:
     """Back-project the training frames' depth and average it on a voxel grid.
 
-    Depth outside [0.1 m, max_depth] and pixels at depth jumps (|∂z| > 0.05 z to a neighbour: they float between two
-    surfaces) are dropped, voxels hit by fewer than three rays too. If more than ``max_points`` remain, the grid is made
+    Depth outside [0.1 m, max_depth] and pixels that float between two surfaces (by more than 0.05 z from either) are
+    dropped, voxels hit by fewer than three rays too. If more than ``max_points`` remain, the grid is made
     coarser until they fit.
 
     Args:
@@ -180,12 +180,20 @@ def _voxel_sums(frame: Frame, depth: Tensor, voxel: float, max_depth: float, row
 
 
 def _at_jumps(z: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Pixels whose depth differs from that of a measured neighbour in the row or column by more than 5 %."""
+    """Flying pixels: nearer than one neighbour of the row or column and farther than the opposite one, by 5 % each.
+
+    A pixel in front of both its neighbours is a thin object, and one with a jump on one side is the rim of a surface:
+    both are kept.
+    """
     out = np.zeros(z.shape, dtype=bool)
-    for a, b in (((slice(None), slice(1, None)), (slice(None), slice(-1))), ((slice(1, None),), (slice(-1),))):
-        jump = (np.abs(z[a] - z[b]) > FLYING_SLOPE * np.minimum(z[a], z[b])) & (z[a] > 0) & (z[b] > 0)
-        out[a] |= jump
-        out[b] |= jump
+    for axis in (0, 1):
+        before, middle, after = (np.moveaxis(z, axis, 0)[k : len(np.moveaxis(z, axis, 0)) - 2 + k] for k in range(3))
+        margin = FLYING_SLOPE * middle
+        measured = (before > 0) & (after > 0)
+        between = ((before < middle - margin) & (after > middle + margin)) | (
+            (before > middle + margin) & (after < middle - margin)
+        )
+        np.moveaxis(out, axis, 0)[1:-1] |= measured & between
     return out
 
 

@@ -319,8 +319,9 @@ def _fill_near(keys: Ints, owner: Ints, wanted: NDArray[np.bool_], settings: Vox
     if not has.any() or not lacks.any():
         return owner
     places = _unpack(keys)
-    distance, nearest = KDTree(places[has]).query(places[lacks], distance_upper_bound=settings.reach / settings.voxel)
-    found = np.isfinite(distance)
+    limit = settings.reach / settings.voxel
+    distance, nearest = KDTree(places[has]).query(places[lacks], distance_upper_bound=limit)
+    found = np.isfinite(np.asarray(distance))
     filled = owner.copy()
-    filled[np.flatnonzero(lacks)[found]] = owner[has][nearest[found]]
+    filled[np.flatnonzero(lacks)[found]] = owner[has][np.asarray(nearest)[found]]
     return filled

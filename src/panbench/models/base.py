@@ -74,6 +74,7 @@ class GaussianModule(L.LightningModule):
         lr_decay: float,
         ssim_weight: float,
         label_start: int,
+        label_every: int,
         label_gradient: Literal["labels", "geometry"],
         neighbors: int,
     ) -> None:
@@ -88,7 +89,9 @@ class GaussianModule(L.LightningModule):
         self.means_lr, self.scales_lr, self.quats_lr = means_lr, scales_lr, quats_lr
         self.opacities_lr, self.colors_lr, self.lr_decay = opacities_lr, colors_lr, lr_decay
         self.ssim_weight = ssim_weight
-        self.label_start, self.label_gradient, self.neighbors = label_start, label_gradient, neighbors
+        self.label_start, self.label_every = label_start, label_every
+        self.label_gradient: Literal["labels", "geometry"] = label_gradient
+        self.neighbors = neighbors
         self.gaussians = GaussianSet(0)
         self.latest: dict[str, Tensor] = {}
         self._adjacent: list[list[int]] = []
@@ -209,7 +212,7 @@ class GaussianModule(L.LightningModule):
 
     def training_step(self, batch: Frame, batch_idx: int) -> None:
         step = self.global_step
-        labels = step >= self.label_start
+        labels = step >= self.label_start and step % self.label_every == 0
         view = self.render(batch.camera, labels=labels)
         watch = self.densify is not None and step < self.densify.stop
         if watch:

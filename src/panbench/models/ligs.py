@@ -46,12 +46,14 @@ class LiGS(GaussianModule):
         consistency_start: int = 1000,
         max_depth: float = 6.0,
         label_start: int = 0,
+        label_every: int = 1,
         label_gradient: Literal["labels", "geometry"] = "labels",
         neighbors: int = 4,
     ) -> None:
         super().__init__(
             head, densify, voxel, max_points, sh_degree, sh_every, near, initial_opacity, initial_scale, means_lr,
-            scales_lr, quats_lr, opacities_lr, colors_lr, lr_decay, ssim_weight, label_start, label_gradient, neighbors,
+            scales_lr, quats_lr, opacities_lr, colors_lr, lr_decay, ssim_weight, label_start, label_every,
+            label_gradient, neighbors,
         )
         self.depth_weight, self.normal_weight, self.max_depth = depth_weight, normal_weight, max_depth
         self.consistency_weight, self.consistency_start = consistency_weight, consistency_start

@@ -54,8 +54,10 @@ class StoredCounts(BaseModel):
         """
         try:
             raw = zlib.decompress(base64.b64decode(self.data, validate=True))
-        except zlib.error as error:
-            raise ValueError(f"counts cannot be decoded: {error}") from error
+        except (zlib.error, ValueError) as error:
+            raise ValueError(f"the counts cannot be decoded: {error}") from error
+        if len(raw) != 4 * len(COLUMNS) * self.rows:
+            raise ValueError(f"the counts have {len(raw)} bytes, not {self.rows} rows")
         return PairCounts.from_rows(np.frombuffer(raw, dtype="<i4").reshape(len(COLUMNS), self.rows).T)
 
 

@@ -143,7 +143,8 @@ def rescore(result: SceneResult, protocol: Protocol) -> SceneResult:
     """The same predictions under another protocol, from the counts alone.
 
     Raises:
-        UserError: if that protocol counts at another image size; the predictions themselves are needed then.
+        UserError: if that protocol counts at another image size (the predictions themselves are needed then), or the
+            counts are damaged.
     """
     size = protocol.size.of(*result.source_size)
     if size != tuple(result.image_size):
@@ -153,7 +154,11 @@ def rescore(result: SceneResult, protocol: Protocol) -> SceneResult:
         )
     fields = {"dataset", "scene", "synthetic", "method", "seed", "labels", "commit", "config", "source_size"}
     fields |= {"image_size", "frames", "split_hash", "cost", "provenance"}
-    new = _result(result.counts.unpack(), result.space(), protocol, result.model_dump(include=fields))
+    try:
+        counts = result.counts.unpack()
+    except ValueError as error:
+        raise UserError(f"{result.method} on {result.scene}: {error}: score the predictions again") from error
+    new = _result(counts, result.space(), protocol, result.model_dump(include=fields))
     # Scores that do not come from labels (image quality) stay as they are.
     new.metrics = {**{k: v for k, v in result.metrics.items() if k not in LABEL_METRICS}, **new.metrics}
     return new

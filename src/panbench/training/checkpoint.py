@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import time
@@ -52,8 +53,8 @@ class AtomicCheckpointIO(CheckpointIO):
         except FileNotFoundError:
             raise UserError(f"there is no checkpoint {path}") from None
         except Exception as error:
-            # torch raises RuntimeError, UnpicklingError, EOFError or zipfile errors, depending on where the file ends.
-            if isinstance(error, OSError | MemoryError):
+            # Depending on where a file was cut off, torch raises RuntimeError, UnpicklingError, EOFError or EINVAL.
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
                 raise
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{path} cannot be read as a checkpoint ({cause}); --fresh starts the run over") from error

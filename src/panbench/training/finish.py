@@ -83,7 +83,7 @@ class Finish:
         trainer.loggers = []  # a test from a checkpoint would log at step 0; see log()
         try:
             path = None if weights is None else str(weights)
-            trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False)
+            trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         finally:
             callbacks.remove(writer)
             trainer.loggers = loggers
