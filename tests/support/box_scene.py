@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,6 +137,7 @@ class BoxData(SceneDataModule):
 
 def make_trainer(steps: int, **kwargs: Any) -> L.Trainer:
     """A silent trainer on the CPU for a number of optimiser steps."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

@@ -25,6 +25,8 @@ MIN_RAYS = 3
 # Normals come from differences over ± width / 100 pixels: shorter ones drown in sensor noise (at 320 columns the median
 # error on a simulated structured-light sensor is 12° for one pixel, 6° for three), longer ones cut corners.
 NORMAL_REACH = 100
+# Length of the mean normal above which a voxel is flat: normals scattered by about 20 degrees.
+FLAT = 0.93
 BENT = 0.03
 # Raw points that are averaged at most; beyond it, pixels are left out on a lattice.
 RAW_POINTS = 12_000_000
@@ -53,7 +55,13 @@ class PointCloud:
 
 
 def from_rgbd(
-    scene: Scene, *, voxel: float = 0.02, max_points: int = 300_000, seed: int = 0, max_depth: float = 6.0
+    scene: Scene,
+    *,
+    voxel: float = 0.02,
+    flat_voxel: float = 0.0,
+    max_points: int = 300_000,
+    seed: int = 0,
+    max_depth: float = 6.0,
 ) -> PointCloud:
     """Back-project the training frames' depth and average it on a voxel grid.
 
@@ -63,6 +71,8 @@ def from_rgbd(
 
     Args:
         voxel: edge of the grid, metres.
+        flat_voxel: edge of a coarser grid, metres, used instead where the normals within its voxel agree; 0: nowhere.
+            Flat surfaces need few Gaussians, thin and round things many.
         seed: where the lattice starts in each frame if pixels have to be left out.
 
     Raises:
@@ -94,7 +104,7 @@ def from_rgbd(
         # Points lie on surfaces, so their number falls about with the square of the edge; go there in careful steps.
         voxel *= max(1.03, (kept / max_points) ** 0.4)
         sums = sums.coarser(voxel)
-    cloud = sums.cloud()
+    cloud = sums.cloud() if flat_voxel <= voxel else sums.with_flat_parts(flat_voxel).cloud()
     log.info("%s: %d initial points, one per %.3f m, from %d frames", scene.name, len(cloud), voxel, len(scene.train))
     return cloud
 
@@ -154,6 +164,24 @@ class _VoxelSums:
     def coarser(self, voxel: float) -> _VoxelSums:
         """The same rays on a coarser grid; a fine voxel goes where its mean lies."""
         return _VoxelSums.of(self.values[:, :3] / self.count[:, None], self.values, self.count, voxel)
+
+    def with_flat_parts(self, voxel: float) -> _VoxelSums:
+        """The same rays, those of flat voxels of the coarser grid summed over the whole such voxel."""
+        enough = self.count >= MIN_RAYS
+        values, count = self.values[enough], self.count[enough]
+        cell = np.floor(values[:, :3] / count[:, None] * (1.0 / voxel)).astype(np.int64)
+        _, member = np.unique(cell, axis=0, return_inverse=True)
+        member = member.reshape(-1)
+        sums = np.stack([np.bincount(member, column) for column in values.T], axis=1)
+        rays = np.bincount(member, count)
+        flat = np.linalg.norm(sums[:, 6:], axis=1) > FLAT * rays
+        curved = ~flat[member]
+        return _VoxelSums(
+            np.zeros(0, dtype=np.int64),
+            np.concatenate([sums[flat], values[curved]]),
+            np.concatenate([rays[flat].astype(np.int64), count[curved]]),
+            self.voxel,
+        )
 
     def cloud(self) -> PointCloud:
         """Means of the voxels with enough rays."""

@@ -60,6 +60,7 @@ class GaussianModule(L.LightningModule):
         head: PanopticHead,
         densify: AdaptiveDensityControl | None,
         voxel: float,
+        flat_voxel: float,
         max_points: int,
         sh_degree: int,
         sh_every: int,
@@ -82,7 +83,7 @@ class GaussianModule(L.LightningModule):
         self.automatic_optimization = False
         self.head = head
         self.densify = densify
-        self.voxel, self.max_points = voxel, max_points
+        self.voxel, self.flat_voxel, self.max_points = voxel, flat_voxel, max_points
         self.sh_degree, self.sh_every = sh_degree, sh_every
         self.near = near
         self.initial_opacity, self.initial_scale = initial_opacity, initial_scale
@@ -108,7 +109,9 @@ class GaussianModule(L.LightningModule):
         self.head.build(scene.labels)
         fresh = self.trainer.ckpt_path is None
         if fresh:
-            cloud = from_rgbd(scene, voxel=self.voxel, max_points=self.max_points, seed=0)
+            cloud = from_rgbd(
+                scene, voxel=self.voxel, flat_voxel=self.flat_voxel, max_points=self.max_points, seed=0
+            )
             self.head.seed(scene)
         else:
             cloud = _empty_cloud(self.voxel)

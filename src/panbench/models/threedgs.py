@@ -24,13 +24,14 @@ class ThreeDGS(GaussianModule):
         self,
         head: PanopticHead,
         densify: AdaptiveDensityControl | None = None,
-        voxel: float = 0.04,
+        voxel: float = 0.025,
+        flat_voxel: float = 0.05,
         max_points: int = 300_000,
         sh_degree: int = 1,
         sh_every: int = 500,
         near: float = 0.05,
-        initial_opacity: float = 0.5,
-        initial_scale: float = 0.8,
+        initial_opacity: float = 0.7,
+        initial_scale: float = 0.5,
         means_lr: float = 1.6e-4,
         scales_lr: float = 5e-3,
         quats_lr: float = 1e-3,
@@ -46,7 +47,7 @@ class ThreeDGS(GaussianModule):
         neighbors: int = 4,
     ) -> None:
         super().__init__(
-            head, densify, voxel, max_points, sh_degree, sh_every, near, initial_opacity, initial_scale, means_lr,
+            head, densify, voxel, flat_voxel, max_points, sh_degree, sh_every, near, initial_opacity, initial_scale, means_lr,
             scales_lr, quats_lr, opacities_lr, colors_lr, lr_decay, ssim_weight, label_start, label_every,
             label_gradient, neighbors,
         )
