@@ -10,7 +10,7 @@
 namespace panbench {
 namespace {
 
-constexpr int kBands = 8;  // fixed, so that sums are formed in the same order whatever the thread count
+constexpr int kBands = 16;  // fixed, so that sums are formed in the same order whatever the thread count
 
 // Reused between calls: fresh pages cost more than the work that is done in them.
 struct Scratch {

@@ -15,8 +15,10 @@ constexpr int kLanes = 16;
 constexpr int kParams = 16;  // floats of tile-local parameters a candidate has
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
+constexpr int kHitGroup = 8;
 #else
 constexpr int kPixelGroup = 4;
+constexpr int kHitGroup = 4;
 #endif
 
 // Tile-local parameters. Ellipsoid: x, y, a, b, c, opacity, z. Disc: Z0 (3), Zx (3), Zy (3), M_w (3), c_x, c_y, opacity:
@@ -117,6 +119,8 @@ Block open_block_buffers(const Tile& t, char*& scratch) {
   return b;
 }
 
+PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
+
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
 
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
@@ -151,7 +155,7 @@ PB_INLINE DiscHit intersect(const float* p, F16 px, F16 py) {
   const F16 zy = fma(px, set1(p[4]), fma(py, set1(p[7]), set1(p[1])));
   const F16 zz = fma(px, set1(p[5]), fma(py, set1(p[8]), set1(p[2])));
   DiscHit h;
-  h.inv = set1(1.0f) / zz;
+  h.inv = reciprocal(zz);
   h.u = zx * h.inv;
   h.v = zy * h.inv;
   h.rho3 = fma(h.u, h.u, h.v * h.v);
@@ -389,11 +393,22 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
       for (int p = 0; p < kLanes; ++p) channel_grad[c * kLanes + p] = pixel_grad[p * a.stride + c];
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
     const F16 grad_alpha = gather(a, at, in.alpha);
-    for (int n = 0; n < b.count; ++n) {
-      const float* f = a.features + (int64_t)t.ids[b.candidate[n]] * a.stride;
-      F16 s = load(b.depth + n * kLanes) * grad_depth;
-      for (int c = 0; c < a.attached; ++c) s = fma(set1(f[c]), load(channel_grad + c * kLanes), s);
-      store(signal + n * kLanes, s);
+    for (int n = 0; n < b.count; n += kHitGroup) {
+      // Several hits at once: one alone is a chain of dependent additions. The last group repeats its last hit.
+      const float* f[kHitGroup];
+      F16 s[kHitGroup];
+#pragma GCC unroll 8
+      for (int k = 0; k < kHitGroup; ++k) {
+        const int hit = n + k < b.count ? n + k : b.count - 1;
+        f[k] = a.features + (int64_t)t.ids[b.candidate[hit]] * a.stride;
+        s[k] = load(b.depth + hit * kLanes) * grad_depth;
+      }
+      for (int c = 0; c < a.attached; ++c) {
+        const F16 g = load(channel_grad + c * kLanes);
+#pragma GCC unroll 8
+        for (int k = 0; k < kHitGroup; ++k) s[k] = fma(set1(f[k][c]), g, s[k]);
+      }
+      for (int k = 0; k < kHitGroup && n + k < b.count; ++k) store(signal + (n + k) * kLanes, s[k]);
     }
     // Back to front: g_alpha = T s + (T_final g_A - sum behind w s) / (1 - alpha).
     F16 behind = zero();
@@ -404,7 +419,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
       const F16 alpha = load(b.alpha + n * kLanes), before = load(b.before + n * kLanes);
       const F16 weight = load(b.weight + n * kLanes), s = load(signal + n * kLanes);
       const M16 blended = less(zero(), alpha);
-      F16 grad = fma(before, s, (open - behind) / (set1(1.0f) - alpha));
+      F16 grad = fma(before, s, (open - behind) * reciprocal(set1(1.0f) - alpha));
       behind = fma(weight, s, behind);
       grad = select(blended & less(alpha, set1(kAlphaMax)), grad, zero());
       const M16 is_median = blended & less(set1(0.5f), before) & median_open;
@@ -415,13 +430,9 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
         const F16 gs = zero() - alpha * grad;
         const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
         const F16 gx = gs * dx, gy = gs * dy;
-        m[0] += sum(gs);
-        m[1] += sum(gx);
-        m[2] += sum(gy);
-        m[3] += sum(gx * dx);
-        m[4] += sum(gx * dy);
-        m[5] += sum(gy * dy);
-        m[6] += sum(grad_hit);
+        const F16 z = zero();
+        const F16 terms[kLanes] = {gs, gx, gy, gx * dx, gx * dy, gy * dy, grad_hit, z, z, z, z, z, z, z, z, z};
+        add_to(m, sums(terms));
       } else {
         const DiscHit d = intersect(p, at.px, at.py);
         const F16 g_rho = set1(-0.5f) * alpha * grad;
@@ -435,21 +446,23 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
         gu = select(blended, gu, zero());
         gv = select(blended, gv, zero());
         const F16 zx = gu * inv, zy = gv * inv, zz = zero() - fma(zx, u, zy * v);
-        m[0] += sum(zx);
-        m[1] += sum(zy);
-        m[2] += sum(zz);
-        m[3] += sum(zx * at.px);
-        m[4] += sum(zy * at.px);
-        m[5] += sum(zz * at.px);
-        m[6] += sum(zx * at.py);
-        m[7] += sum(zy * at.py);
-        m[8] += sum(zz * at.py);
-        m[9] += sum(grad_hit * u);
-        m[10] += sum(grad_hit * v);
-        m[11] += sum(grad_hit);
-        m[12] += sum(g2 * (set1(p[12]) - at.px));
-        m[13] += sum(g2 * (set1(p[13]) - at.py));
-        m[14] += sum(alpha * grad) / p[14];
+        const F16 terms[kLanes] = {zx,
+                                   zy,
+                                   zz,
+                                   zx * at.px,
+                                   zy * at.px,
+                                   zz * at.px,
+                                   zx * at.py,
+                                   zy * at.py,
+                                   zz * at.py,
+                                   grad_hit * u,
+                                   grad_hit * v,
+                                   grad_hit,
+                                   g2 * (set1(p[12]) - at.px),
+                                   g2 * (set1(p[13]) - at.py),
+                                   alpha * grad * set1(1.0f / p[14]),
+                                   zero()};
+        add_to(m, sums(terms));
       }
     }
   }
@@ -530,8 +543,6 @@ void attend_forward(const AttendArgs& a, float* out, int64_t begin, int64_t end)
     }
   }
 }
-
-PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 void attend_backward(const AttendArgs& a, const float* grad_attention, float* grad_features, float* grad_means,
                      float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,

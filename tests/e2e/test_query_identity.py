@@ -18,7 +18,7 @@ SMALLEST = 40  # pixels of an object in a view that is looked at
 def test_an_object_of_the_room_keeps_one_id_in_all_views(room_data: Callable[[int, int], ScanNetDataModule]) -> None:
     data = room_data(80, 60)
     head = QueryHead(semantic_lr=0.1, instance_lr=0.1, decoder_lr=0.02)
-    model = fitted(LiGS(head, voxel=0.06, flat_voxel=0.06), STEPS, data).eval()
+    model = fitted(LiGS(head, voxel=0.06, flat_voxel=0.06, label_start=0, label_every=1), STEPS, data).eval()
     scene = data.scene
     assert _ids_are_not_those_of_the_scene(data)
     seen: dict[int, list[int]] = {}

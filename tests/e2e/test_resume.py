@@ -106,7 +106,8 @@ def make_model(base: type[GaussianModule], prune_queries_every: int = 8, **optio
         max_gaussians=4000,
     )  # fmt: skip
     head = SurplusHead(prune_every=prune_queries_every)
-    return base(head=head, densify=densify, voxel=0.12, flat_voxel=0.12, initial_opacity=0.3, sh_every=6, **options)
+    sizes = {"voxel": 0.12, "flat_voxel": 0.12, "initial_opacity": 0.3, "sh_every": 6, "label_start": 0}
+    return base(head=head, densify=densify, **(sizes | {"label_every": 1} | options))
 
 
 def train(
@@ -209,6 +210,11 @@ def test_labels_that_start_after_the_stop_are_resumed_alike(room_data: RoomData,
     # Their parameters have no Adam state yet when the checkpoint is written.
     backend.choose("cpu")
     check_resume(room_data, tmp_path, lambda: make_model(LiGS, prune_queries_every=17, label_start=STOP + 2))
+
+
+def test_labels_at_every_other_step_are_resumed_alike(room_data: RoomData, tmp_path: Path) -> None:
+    backend.choose("cpu")
+    check_resume(room_data, tmp_path, lambda: make_model(ThreeDGS, label_every=2))
 
 
 def test_checkpoints_are_plain_data_with_a_format(room_data: RoomData, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def model() -> GaussianModule:
 def trained(frames: BoxFrames | None = None, steps: int = 60, **options: Any) -> GaussianModule:
     """A model with the head after a short training on the boxes."""
     head = QueryHead(**{"semantic_lr": 0.1, "instance_lr": 0.1, "decoder_lr": 0.02, "lr_decay": 0.5} | options)
-    out = fitted(LiGS(head, voxel=0.08, flat_voxel=0.08), steps, BoxData(frames))
+    out = fitted(LiGS(head, voxel=0.08, flat_voxel=0.08, label_start=0, label_every=1), steps, BoxData(frames))
     return out.eval()
 
 

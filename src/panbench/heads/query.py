@@ -40,13 +40,13 @@ class QueryHead(PanopticHead):
         attention: Literal["literal", "log"] = "log",
         temperature: float = 1.0,
         no_object: float = 0.02,
-        seed_spacing: float = 0.06,
+        seed_spacing: float = 0.035,
         seed_cut: float = 0.5,
         max_queries: int = 150,
-        prune_every: int = 400,
-        semantic_lr: float = 0.02,
+        prune_after: int = 3,
+        semantic_lr: float = 0.05,
         instance_lr: float = 0.02,
-        decoder_lr: float = 2e-3,
+        decoder_lr: float = 0.01,
         query_lr: float = 5e-3,
         query_mean_lr: float = 2e-3,
         query_scale_lr: float = 5e-3,
@@ -63,9 +63,12 @@ class QueryHead(PanopticHead):
         self.semantic_dim, self.instance_dim, self.hidden_dim = semantic_dim, instance_dim, hidden_dim
         self.blending, self.attention, self.temperature, self.no_object = blending, attention, temperature, no_object
         self.seed_spacing, self.seed_cut, self.max_queries = seed_spacing, seed_cut, max_queries
-        self.prune_every = prune_every
+        self.prune_after = prune_after
         self.semantic_lr, self.instance_lr, self.decoder_lr, self.query_lr = (
-            semantic_lr, instance_lr, decoder_lr, query_lr,
+            semantic_lr,
+            instance_lr,
+            decoder_lr,
+            query_lr,
         )
         self.query_mean_lr, self.query_scale_lr, self.lr_decay = query_mean_lr, query_scale_lr, lr_decay
         self.dice_weight, self.bce_weight = dice_weight, bce_weight
@@ -93,6 +96,8 @@ class QueryHead(PanopticHead):
         self.register_buffer("active", torch.ones(count, dtype=torch.bool))
         self.register_buffer("matches", torch.zeros(count))
         self.register_buffer("class_votes", torch.zeros(count, self.classes))
+        self.register_buffer("frames", torch.tensor(1))
+        self.register_buffer("paired_frames", torch.tensor(0))
 
     def seed(self, scene: Scene) -> None:
         seeds = seed_queries(scene, spacing=self.seed_spacing, cut=self.seed_cut)
@@ -101,6 +106,7 @@ class QueryHead(PanopticHead):
             descending=True, stable=True
         )[:count]
         self._make_queries(count)
+        self.frames.fill_(len(scene.train))
         with torch.no_grad():
             self.query_means.copy_(torch.from_numpy(seeds.means)[largest])
             self.query_log_scales.copy_(torch.from_numpy(seeds.log_scales)[largest] + math.log(1.5))
@@ -217,15 +223,18 @@ class QueryHead(PanopticHead):
         """Remember which queries were paired, and with masks of which class."""
         queries = self.active.nonzero()[:, 0][torch.from_numpy(columns)]
         self.matches[queries] += 1
+        self.paired_frames += 1
         for mask, query in zip(ids[torch.from_numpy(rows)], queries, strict=True):
             inside = masks.instance == mask
             votes = masks.semantic[inside].long().bincount(minlength=self.classes + 1)[1:].to(self.class_votes)
             self.class_votes[query] += votes
 
     def after_step(self, step: int) -> None:
-        if step % self.prune_every == 0:
+        # Frames come in permutations, so this many of them have shown every object at least prune_after − 1 times.
+        if int(self.paired_frames) >= self.prune_after * int(self.frames):
             self.active &= self.matches > 0
             self.matches.zero_()
+            self.paired_frames.zero_()
 
     def query_classes(self) -> Tensor:
         """Thing class id of each query [Q]: the one that most pixels of its masks had; 0 if it was never paired."""

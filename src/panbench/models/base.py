@@ -76,6 +76,7 @@ class GaussianModule(L.LightningModule):
         ssim_weight: float,
         label_start: int,
         label_every: int,
+        label_weight: float,
         label_gradient: Literal["labels", "geometry"],
         neighbors: int,
     ) -> None:
@@ -90,7 +91,7 @@ class GaussianModule(L.LightningModule):
         self.means_lr, self.scales_lr, self.quats_lr = means_lr, scales_lr, quats_lr
         self.opacities_lr, self.colors_lr, self.lr_decay = opacities_lr, colors_lr, lr_decay
         self.ssim_weight = ssim_weight
-        self.label_start, self.label_every = label_start, label_every
+        self.label_start, self.label_every, self.label_weight = label_start, label_every, label_weight
         self.label_gradient: Literal["labels", "geometry"] = label_gradient
         self.neighbors = neighbors
         self.gaussians = GaussianSet(0)
@@ -101,27 +102,29 @@ class GaussianModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------------ construction
 
     def configure_model(self) -> None:
-        """Make the fields from the scene's RGB-D frames, or empty ones that a checkpoint fills. Idempotent."""
+        """Declare the fields, still without Gaussians. Idempotent."""
         if len(list(self.gaussians)):
             return
         scene: Scene = self.trainer.datamodule.scene  # pyright: ignore[reportAttributeAccessIssue]
         self._scene = scene
         self.head.build(scene.labels)
-        fresh = self.trainer.ckpt_path is None
-        if fresh:
-            cloud = from_rgbd(
-                scene, voxel=self.voxel, flat_voxel=self.flat_voxel, max_points=self.max_points, seed=0
-            )
-            self.head.seed(scene)
-        else:
-            cloud = _empty_cloud(self.voxel)
+        self._declare(_empty_cloud(self.voxel), scene)
+        if self.densify:
+            self.densify.extent = scene.extent()
+        self._adjacent = _adjacent_frames(scene, self.neighbors)
+
+    def _initialise(self, scene: Scene) -> None:
+        """First Gaussians and queries of a new run, from the scene's RGB-D frames and masks."""
+        cloud = from_rgbd(scene, voxel=self.voxel, flat_voxel=self.flat_voxel, max_points=self.max_points, seed=0)
+        self.head.seed(scene)
+        self._declare(cloud, scene)
+        self.to(self.device)
+
+    def _declare(self, cloud: PointCloud, scene: Scene) -> None:
         fields = {**self.fields(cloud, scene), **(self.densify.fields() if self.densify else {})}
         self.gaussians = GaussianSet(len(cloud.positions))
         self.gaussians.add(fields)
         self.gaussians.add(self.head.fields())
-        if self.densify:
-            self.densify.extent = scene.extent()
-        self._adjacent = _adjacent_frames(scene, self.neighbors)
 
     def fields(self, cloud: PointCloud, scene: Scene) -> Mapping[str, FieldSpec]:
         """Geometry and colour fields, started from a point cloud (3DGS; specs of each model in the subclasses)."""
@@ -148,6 +151,9 @@ class GaussianModule(L.LightningModule):
         return (self.initial_scale * neighbour_scale(cloud.positions, cloud.voxel)).log()[:, None].expand(-1, 3).clone()
 
     def configure_optimizers(self) -> Any:
+        # Lightning loads a checkpoint before it asks for optimisers: an empty set now is a new run.
+        if not len(self.gaussians) and self._scene is not None:
+            self._initialise(self._scene)
         optimizer, scheduler = build_optimizer(
             self.gaussians, self.head.parameter_groups(), max(self.trainer.max_steps, 1)
         )
@@ -193,9 +199,7 @@ class GaussianModule(L.LightningModule):
         """Blend features [M, C] of the projected Gaussians; the last ``detached`` channels do not move geometry."""
         size = (camera.width, camera.height)
         bins = ops.bin(projected.geometry, *size, kind=self.kind)
-        return ops.blend(
-            projected.geometry, features, bins, *size, kind=self.kind, near=self.near, detached=detached
-        )
+        return ops.blend(projected.geometry, features, bins, *size, kind=self.kind, near=self.near, detached=detached)
 
     def splat(self, camera: Camera, channels: Callable[[Tensor], Tensor]) -> LabelView:
         """Render channels [M, C] given for visible ids [M]; nothing moves geometry."""
@@ -224,7 +228,8 @@ class GaussianModule(L.LightningModule):
         terms = {"photometric": photometric_loss(view.image, photo, self.ssim_weight)}
         terms |= self.regularisers(view, batch)
         if labels:
-            terms |= self.head.losses(_label_view(view), batch, self.gaussians, self._context(batch, step))
+            head = self.head.losses(_label_view(view), batch, self.gaussians, self._context(batch, step))
+            terms |= {name: self.label_weight * term for name, term in head.items()}
         loss = torch.stack(list(terms.values())).sum()
 
         optimizer = self.optimizers()
@@ -253,7 +258,9 @@ class GaussianModule(L.LightningModule):
             near = self._adjacent[frame.index] if self._adjacent else []
             if not near or self._scene is None:
                 return None
-            return self._scene.source.load(near[step % len(near)]).to(self.device)
+            # Drawn by a seed of the step: a plain remainder would share factors with the head's own rhythm.
+            draw = torch.randint(len(near), (), generator=torch.Generator().manual_seed(step))
+            return self._scene.source.load(near[int(draw)]).to(self.device)
 
         return StepContext(step, neighbor, self.splat)
 
@@ -324,9 +331,7 @@ def _expected(blended: ops.Blended) -> Tensor:
 
 
 def _empty_cloud(voxel: float) -> PointCloud:
-    return PointCloud(
-        torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), voxel
-    )
+    return PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), voxel)
 
 
 def _adjacent_frames(scene: Scene, count: int) -> list[list[int]]:

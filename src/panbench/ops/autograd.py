@@ -134,7 +134,5 @@ def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _harmonics_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dc, rest, means = torch.ops.panbench.spherical_harmonics_backward(
-        *ctx.saved_tensors, ctx.degree, grad.contiguous()
-    )
+    dc, rest, means = torch.ops.panbench.spherical_harmonics_backward(*ctx.saved_tensors, ctx.degree, grad.contiguous())
     return dc, rest, means, None, None, None

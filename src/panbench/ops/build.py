@@ -131,8 +131,9 @@ def build() -> Path:
                 run = subprocess.run([ninja], cwd=folder, capture_output=True, text=True, check=False)
             (folder / "build.log").write_text(run.stdout + run.stderr)
     except OSError as error:
-        raise BuildError(f"{folder}: cannot build the operators there: {error}; set PANBENCH_CACHE to a folder "
-                         "that can be written") from error
+        raise BuildError(
+            f"{folder}: cannot build the operators there: {error}; set PANBENCH_CACHE to a folder that can be written"
+        ) from error
     if run.returncode != 0 or not library.exists():
         lines = [line for line in run.stdout.splitlines() if "error" in line] or ["unknown cause"]
         raise BuildError(f"compiling the CPU operators failed: {lines[0].strip()} (whole log: {folder / 'build.log'})")

@@ -37,7 +37,9 @@ def mask_losses(
     """
     if resolve(backend) == "reference":
         return reference.mask_losses(channels, semantic, pair, columns, weight, epsilon)
-    rows = channels if channels.stride(2) == 1 and channels.stride(0) == channels.stride(1) * channels.shape[1] else None
+    rows = (
+        channels if channels.stride(2) == 1 and channels.stride(0) == channels.stride(1) * channels.shape[1] else None
+    )
     return torch.ops.panbench.mask_losses(
         channels.contiguous() if rows is None else rows,
         semantic.contiguous(),

@@ -80,7 +80,5 @@ def blend(
     if resolve(backend) == "reference":
         out = reference.blend(geometry, features, *bins, *sizes, kind=kind, detached=detached, near=near)
     else:
-        out = torch.ops.panbench.blend(
-            geometry, features.contiguous(), *bins, *sizes, KIND_CODE[kind], detached, near
-        )
+        out = torch.ops.panbench.blend(geometry, features.contiguous(), *bins, *sizes, KIND_CODE[kind], detached, near)
     return Blended(*out)

@@ -31,6 +31,11 @@ class PredictedView:
     depth: Tensor | None = None
     normal: Tensor | None = None
 
+    def to(self, *args: Any, **kwargs: Any) -> PredictedView:
+        """Same view on another device (what ``Trainer.predict`` does with what it returns)."""
+        moved = {name: None if value is None else value.to(*args, **kwargs) for name, value in vars(self).items()}
+        return PredictedView(**moved)
+
 
 class WritePredictions(Callback):
     """Writes one predictions folder from one test loop. The folder appears when the loop is through, or not at all.
