@@ -44,7 +44,7 @@ $(VENV)/.installed-dev-$(KEY): | $(BIN)/python
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "panbench needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Setting up $(VENV): about a minute, 1.2 GB."
+	@echo "Setting up $(VENV) (once)."
 	@$(PYTHON) -m venv $(VENV)
 
 clean:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from panbench.cli import console
 from panbench.cli.main import run
+from panbench.ops import backend
 
 MAIN = """\
 seed_everything: 3
@@ -60,6 +61,8 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "trainer.yaml").write_text(TRAINER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PANBENCH_BACKEND", "reference")
+    # The choice is made once per process: none is made yet here, and this one is not left to other tests.
+    monkeypatch.setattr(backend, "_state", replace(backend._state, chosen=None, reason=""))
     monkeypatch.setenv("COLUMNS", "250")
     return tmp_path
 

@@ -95,17 +95,17 @@ class SurplusHead(QueryHead):
         super().seed(replace(scene, source=SplitMasks(scene.source)))
 
 
-def make_model(base: type[GaussianModule], prune_queries_every: int = 8, **options: Any) -> GaussianModule:
+def make_model(base: type[GaussianModule], **options: Any) -> GaussianModule:
     """Sizes that a small image needs; statistics, votes and moments are all under way when the run is stopped.
 
-    Densification at steps 5, 10 and 15, so that its statistics of steps 11 and 12 cross the stop; queries pruned at 8
-    and 16, so that the matches of 9 to 12 do; opacities reset at 14.
+    Densification at steps 5, 10 and 15, so that its statistics of steps 11 and 12 cross the stop; queries pruned after
+    each pass over the 7 frames, so that the matches of steps 8 to 12 do; opacities reset at 14.
     """
     densify = AdaptiveDensityControl(
         start=1, stop=18, every=5, grad_threshold=1e-3, prune_opacity=0.28, reset_every=14, reset_opacity=0.3,
         max_gaussians=4000,
     )  # fmt: skip
-    head = SurplusHead(prune_every=prune_queries_every)
+    head = SurplusHead(prune_after=1)
     sizes = {"voxel": 0.12, "flat_voxel": 0.12, "initial_opacity": 0.3, "sh_every": 6, "label_start": 0}
     return base(head=head, densify=densify, **(sizes | {"label_every": 1} | options))
 
@@ -209,7 +209,7 @@ def test_twelve_steps_and_eight_are_twenty_in_cpp_with_any_number_of_threads(
 def test_labels_that_start_after_the_stop_are_resumed_alike(room_data: RoomData, tmp_path: Path) -> None:
     # Their parameters have no Adam state yet when the checkpoint is written.
     backend.choose("cpu")
-    check_resume(room_data, tmp_path, lambda: make_model(LiGS, prune_queries_every=17, label_start=STOP + 2))
+    check_resume(room_data, tmp_path, lambda: make_model(LiGS, label_start=STOP + 1))
 
 
 def test_labels_at_every_other_step_are_resumed_alike(room_data: RoomData, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,53 @@ def test_too_many_points_make_the_grid_coarser() -> None:
     assert wall_distance(cloud.positions).quantile(0.9) < 0.1
 
 
+class RoomWithBall(Room):
+    """A ball hangs in the middle of the room, before the first camera."""
+
+    CENTRE, RADIUS = torch.tensor([0.0, 0.0, 0.8]), 0.35
+
+    def load(self, index: int) -> Frame:
+        frame = super().load(index)
+        assert frame.depth is not None
+        rays = frame.camera.rays() @ frame.camera.rotation
+        along, squared = rays @ self.CENTRE, rays.square().sum(-1)
+        root = along.square() - squared * (self.CENTRE.square().sum() - self.RADIUS**2)
+        near = (along - root.clamp_min(0).sqrt()) / squared
+        return replace(frame, depth=torch.where((root > 0) & (near > 0), near, frame.depth))
+
+
+def test_flat_walls_get_the_coarse_grid_and_round_things_the_fine_one() -> None:
+    fine = from_rgbd(scene(RoomWithBall()), voxel=0.1)
+    mixed = from_rgbd(scene(RoomWithBall()), voxel=0.1, flat_voxel=0.4)
+
+    def on_ball(points: Tensor) -> Tensor:
+        return ((points - RoomWithBall.CENTRE).norm(dim=-1) - RoomWithBall.RADIUS).abs() < 0.03
+
+    def on_wall(points: Tensor) -> Tensor:
+        gap = (points.abs() - HALF).abs().sort(-1).values
+        behind = points[:, 2] < 0  # there the ball hides no part of the wall
+        # Pixels at the border of a picture have no normal; so small pictures have few others at their upper edges.
+        middle = points[:, 1].abs() < 0.4
+        return (gap[:, 0] < 0.03) & (gap[:, 1] > 0.4) & behind & middle
+
+    ball, fine_ball = mixed.positions[on_ball(mixed.positions)], fine.positions[on_ball(fine.positions)]
+    assert len(fine_ball) > 30
+    assert len(ball) > 0.95 * len(fine_ball)
+    assert torch.cdist(ball, fine_ball).min(1).values.max() < 1e-3
+    wall, fine_wall = mixed.positions[on_wall(mixed.positions)], fine.positions[on_wall(fine.positions)]
+    _, of_cell = torch.unique((wall / 0.4).floor(), dim=0, return_counts=True)
+    assert (of_cell == 1).float().mean() > 0.75
+    assert len(wall) < 0.3 * len(fine_wall)
+    # No ray is lost: coarse points stand for all rays of their voxel.
+    assert mixed.count.sum() == fine.count.sum()
+
+
+def test_a_coarse_grid_no_coarser_than_the_fine_one_changes_nothing() -> None:
+    plain = from_rgbd(scene(Room()), voxel=0.1)
+    for flat_voxel in (0.0, 0.1):
+        assert torch.equal(from_rgbd(scene(Room()), voxel=0.1, flat_voxel=flat_voxel).positions, plain.positions)
+
+
 def test_flying_pixels_between_two_surfaces_are_dropped() -> None:
     def box_in_front(depth: Tensor) -> Tensor:
         out = depth.clone()
@@ -110,6 +158,18 @@ def test_flying_pixels_between_two_surfaces_are_dropped() -> None:
     z = cloud.positions[:, 2]
     middle = (cloud.positions[:, 1].abs() < 0.08) & (cloud.positions[:, 0].abs() < 0.3)
     assert not ((z[middle] > 0.55) & (z[middle] < 1.15)).any()
+    # They and nothing else: the rim of the box and the wall beside it stay.
+    assert from_rgbd(scene(Room(box_in_front)), voxel=5.0).count.sum() == 8 * (WIDTH * HEIGHT - 20)
+
+
+def test_things_one_pixel_wide_are_kept_and_so_is_what_is_seen_past_them() -> None:
+    def poles(depth: Tensor) -> Tensor:
+        out = depth.clone()
+        out[:, 30] = 0.5
+        out[25, :] = 0.4
+        return out
+
+    assert from_rgbd(scene(Room(poles)), voxel=5.0).count.sum() == 8 * WIDTH * HEIGHT
 
 
 def test_depth_that_is_missing_too_near_or_too_far_gives_no_points() -> None:
@@ -120,8 +180,7 @@ def test_depth_that_is_missing_too_near_or_too_far_gives_no_points() -> None:
         return out
 
     cloud = from_rgbd(scene(Room(spoil)), voxel=5.0, max_depth=1.5)
-    # Row 40 touches the jump from 0.05 m to the wall.
-    expected = sum(int((room_depth(look(2 * np.pi * i / 8))[41:] <= 1.5).sum()) for i in range(8))
+    expected = sum(int((room_depth(look(2 * np.pi * i / 8))[40:] <= 1.5).sum()) for i in range(8))
     assert cloud.count.sum() == expected
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from box_scene import (
     BOXES,
     CRATE,
@@ -28,10 +30,12 @@ from torch import Tensor
 from panbench.errors import UserError
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
+from panbench.gaussians.rotation import rotation_matrices
 from panbench.heads.base import LabelView, StepContext
 from panbench.heads.query import QueryHead
 from panbench.models import GaussianModule, LiGS
 from panbench.ops import backend
+from panbench.resources import asset
 from panbench.scene import Frame, PanopticMap
 
 FIELDS_SEED = 3
@@ -222,6 +226,38 @@ def test_channels_are_shares_of_probability(attention: str) -> None:
     assert torch.equal(head.channels(gaussians, ids), torch.cat([semantic, instance], dim=1))
 
 
+@pytest.mark.parametrize("attention", ["literal", "log"])
+def test_without_a_no_object_entry_queries_share_every_gaussian_out(attention: str) -> None:
+    head = head_of_boxes(attention=attention, no_object=0.0)
+    gaussians = gaussians_of(head)
+    instance = head.instance_channels(gaussians, torch.arange(50))
+    assert instance.shape == (50, 2)
+    torch.testing.assert_close(instance.sum(1), torch.ones(50))
+
+
+def test_eq_5_to_the_letter_is_a_softmax_over_the_attention_of_the_queries() -> None:
+    settings = yaml.safe_load((asset("configs") / "head" / "query_literal.yaml").read_text())["init_args"]
+    head = head_of_boxes(**settings)
+    gaussians = gaussians_of(head)
+    for gaussian in (3, 7, 49):
+        attention = []
+        for query in range(2):
+            similarity = (gaussians["instance_features"][gaussian] @ head.query_features[query]).item()
+            axes = rotation_matrices(head.query_quats[query])
+            covariance = axes @ torch.diag((2 * head.query_log_scales[query]).exp()) @ axes.T
+            offset = gaussians["means"][gaussian] - head.query_means[query]
+            density = math.exp(-0.5 * (offset @ covariance.inverse() @ offset).item())
+            attention.append(density / (1 + math.exp(-similarity)))
+        shares = [math.exp(a) / sum(math.exp(b) for b in attention) for a in attention]
+        got = head.instance_channels(gaussians, torch.tensor([gaussian]))[0]
+        assert got.tolist() == pytest.approx(shares, rel=1e-4)
+
+
+def test_a_negative_no_object_is_refused() -> None:
+    with pytest.raises(UserError, match="no_object -1"):
+        QueryHead(no_object=-1.0)
+
+
 def test_attention_is_local_other_gaussians_do_not_matter() -> None:
     head = head_of_boxes()
     gaussians = gaussians_of(head)
@@ -366,7 +402,7 @@ def test_pixels_where_nothing_was_hit_are_void() -> None:
 
 
 def test_queries_that_no_mask_asks_for_fall_silent_and_the_others_keep_their_ids() -> None:
-    head = head_of_boxes(prune_every=10)
+    head = head_of_boxes(prune_after=1)
     gaussians = gaussians_of(head)
     frames = []
     for frame in box_scene().frames(box_scene().train):
@@ -374,9 +410,11 @@ def test_queries_that_no_mask_asks_for_fall_silent_and_the_others_keep_their_ids
         # Masks of the drum only: the crate's query is never paired.
         only = PanopticMap(frame.truth.semantic, (frame.truth.instance == 2).int() * 4)
         frames.append(with_masks(frame, only))
-    teach(head, gaussians, frames, lambda n: n - 1)
-    for step in range(1, 11):
-        head.after_step(step)
+    teach(head, gaussians, frames[:-1], lambda n: n - 1)
+    head.after_step(len(frames) - 1)
+    assert head.instance_channels(gaussians, torch.arange(50)).shape[1] == 2  # the pass is not over
+    teach(head, gaussians, frames[-1:], lambda n: n - 1)
+    head.after_step(len(frames))
     instance = head.instance_channels(gaussians, torch.arange(50))
     assert instance.shape[1] == 1
     frame = box_scene().source.load(TEST[0])
@@ -387,6 +425,12 @@ def test_queries_that_no_mask_asks_for_fall_silent_and_the_others_keep_their_ids
     )  # fmt: skip
     view = LabelView(channels, torch.ones(36, 48), torch.ones(36, 48))
     assert head.decode(view).instance[frame.truth.instance == 2].unique().tolist() == [2]
+
+
+def test_queries_never_fall_silent_if_that_is_switched_off() -> None:
+    head = head_of_boxes(prune_after=0)
+    head.after_step(1)
+    assert head.instance_channels(gaussians_of(head), torch.arange(50)).shape[1] == 2
 
 
 def test_a_head_without_any_query_trains_and_predicts_stuff_and_classes() -> None:

@@ -244,12 +244,12 @@ def test_label_losses_move_geometry_only_where_they_are_let(base: type[GaussianM
     assert apart["instance_features"].any()
     for name in (*GEOMETRY, "features_dc"):
         scale = without[name].abs().max()
-        torch.testing.assert_close(apart[name], without[name], rtol=1e-4, atol=1e-6 * float(scale))
+        torch.testing.assert_close(apart[name], without[name], rtol=1e-4, atol=1e-5 * float(scale))
     for name in GEOMETRY:
         difference = (moved[name] - without[name]).norm() / without[name].norm()
         assert difference > 1e-3, name
     torch.testing.assert_close(
-        moved["features_dc"], without["features_dc"], rtol=1e-4, atol=1e-6 * float(without["features_dc"].abs().max())
+        moved["features_dc"], without["features_dc"], rtol=1e-4, atol=1e-5 * float(without["features_dc"].abs().max())
     )
 
 
@@ -261,8 +261,11 @@ def test_labels_wait_for_their_start() -> None:
 
 
 def test_queries_outlive_the_time_before_labels_start() -> None:
-    model = fitted(make(LiGS, QueryHead(prune_every=3), label_start=5), 7)
+    passes, start = 1, 5
+    frames = len(box_scene().train)
+    model = fitted(make(LiGS, QueryHead(prune_after=passes), label_start=start), start + passes * frames)
     assert isinstance(model.head, QueryHead)
+    assert int(model.head.paired_frames) == 0  # they were weeded, by the masks of one pass
     assert model.head.instance_channels(model.gaussians, torch.arange(2)).shape == (2, 2)
 
 

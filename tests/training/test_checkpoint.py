@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,14 @@ class _FullDisk:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+class _Killed:
+    """Ends the process without warning when the checkpoint is half written."""
+
+    def __reduce__(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return int, ()
+
+
 def test_a_checkpoint_comes_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"w": torch.arange(5), "step": 3}, path)
@@ -37,6 +48,24 @@ def test_a_write_that_fails_half_way_leaves_the_previous_checkpoint(tmp_path: Pa
     with pytest.raises(OSError, match="No space"):
         io.save_checkpoint({"w": torch.zeros(1000), "bad": _FullDisk()}, path)
     assert io.load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, path)
+    writer = multiprocessing.get_context("fork").Process(
+        target=io.save_checkpoint, args=({"w": torch.zeros(1000), "bad": _Killed()}, path)
+    )
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
+    assert (tmp_path / "last.ckpt.part").exists()
+    assert io.load_checkpoint(path) == {"step": 1}
+    # What was left behind is in nobody's way.
+    io.save_checkpoint({"step": 2}, path)
+    assert io.load_checkpoint(path) == {"step": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 

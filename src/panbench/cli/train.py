@@ -32,6 +32,7 @@ from panbench.resources import find_config
 from panbench.training.checkpoint import AtomicCheckpointIO, SaveLast
 from panbench.training.files import write_text
 from panbench.training.finish import Finish, show_result
+from panbench.training.memory import keep_freed_memory
 from panbench.training.metrics_csv import MetricsCsv
 from panbench.training.progress import TrainingProgress
 from panbench.training.run_dir import RunDirectory, RunManifest, differences, environment, tracked_hash
@@ -324,6 +325,7 @@ def _train(cli: PanbenchCLI, manifest: RunManifest) -> None:
     if start is not None:
         log.info("resuming from %s", start)
     path = None if start is None else str(start)
+    keep_freed_memory()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     manifest.steps = cli.trainer.global_step
     manifest.cost["fit_seconds"] = cli.save_last.elapsed
@@ -347,6 +349,7 @@ def _score(cli: PanbenchCLI, finish: Finish, manifest: RunManifest, weights: Pat
 
 def _after_training(cli: PanbenchCLI, verb: str) -> int:
     run = cli.run_dir
+    keep_freed_memory()
     if not run.checkpoint.is_file():
         raise UserError(f"{run.path} has no checkpoint: run panbench fit with the same options first")
     with run.locked():

@@ -19,15 +19,17 @@ from panbench.scene import Frame, Scene
 
 log = logging.getLogger(__name__)
 
-MIN_DEPTH = 0.1
+MIN_DEPTH = 0.1  # metres
+# Jump of the depth between neighbouring pixels, relative to it, that is another surface and not a slope.
 FLYING_SLOPE = 0.05
 MIN_RAYS = 3
 # Normals come from differences over ± width / 100 pixels: shorter ones drown in sensor noise (at 320 columns the median
 # error on a simulated structured-light sensor is 12° for one pixel, 6° for three), longer ones cut corners.
 NORMAL_REACH = 100
+# Second difference of the depth over that reach, relative to it, above which there is an edge and no normal.
+BENT = 0.03
 # Length of the mean normal above which a voxel is flat: normals scattered by about 20 degrees.
 FLAT = 0.93
-BENT = 0.03
 # Raw points that are averaged at most; beyond it, pixels are left out on a lattice.
 RAW_POINTS = 12_000_000
 
@@ -66,8 +68,8 @@ def from_rgbd(
     """Back-project the training frames' depth and average it on a voxel grid.
 
     Depth outside [0.1 m, max_depth] and pixels that float between two surfaces (by more than 0.05 z from either) are
-    dropped, voxels hit by fewer than three rays too. If more than ``max_points`` remain, the grid is made
-    coarser until they fit.
+    dropped, voxels hit by fewer than three rays too. If more than ``max_points`` remain, the grid is made coarser
+    until they fit.
 
     Args:
         voxel: edge of the grid, metres.
@@ -172,14 +174,14 @@ class _VoxelSums:
         cell = np.floor(values[:, :3] / count[:, None] * (1.0 / voxel)).astype(np.int64)
         _, member = np.unique(cell, axis=0, return_inverse=True)
         member = member.reshape(-1)
-        sums = np.stack([np.bincount(member, column) for column in values.T], axis=1)
-        rays = np.bincount(member, count)
+        sums: NDArray[np.float64] = np.stack([np.bincount(member, column) for column in values.T], axis=1)  # pyright: ignore[reportAssignmentType]
+        rays = np.bincount(member, count).astype(np.int64)
         flat = np.linalg.norm(sums[:, 6:], axis=1) > FLAT * rays
         curved = ~flat[member]
         return _VoxelSums(
             np.zeros(0, dtype=np.int64),
             np.concatenate([sums[flat], values[curved]]),
-            np.concatenate([rays[flat].astype(np.int64), count[curved]]),
+            np.concatenate([rays[flat], count[curved]]),
             self.voxel,
         )
 

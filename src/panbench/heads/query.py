@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,14 @@ class QueryHead(PanopticHead):
     A = sigmoid(f_q · f_g) · φ_q(x_g)/φ_q(x_q) between queries and visible Gaussians (eqs. 2–4), a softmax over queries
     (eq. 5), blended (eq. 6). Per frame a linear assignment pairs masks and queries.
     """
+
+    decoder: nn.Sequential
+    is_thing: Tensor
+    active: Tensor
+    matches: Tensor
+    class_votes: Tensor
+    frames: Tensor
+    paired_frames: Tensor
 
     def __init__(
         self,
@@ -59,7 +67,38 @@ class QueryHead(PanopticHead):
         warp_tolerance: float = 0.03,
         use_scores: bool = False,
     ) -> None:
+        """Args:
+        semantic_dim: width of a Gaussian's semantic feature.
+        instance_dim: width of a Gaussian's instance feature and of a query's.
+        hidden_dim: width of the hidden layer that decodes semantic features.
+        blending: "label": decode each Gaussian, blend class probabilities (eq. 7); "feature": blend features, decode
+            each pixel.
+        attention: what the softmax over queries is taken of. "log": log A, so that the shares are the posterior of a
+            mixture: they reach from 0 to 1 however many queries there are, and keep a gradient where A underflows.
+            "literal": A itself, which is eq. 5; A ≤ 1 bounds the largest share by e^t / (e^t + Q − 1).
+        temperature: t, the factor on the logits of that softmax (eq. 5: 1).
+        no_object: A of a constant extra entry of that softmax, which takes the Gaussians that no query claims, so that
+            surplus queries fall silent; 0: no such entry, as in eq. 5.
+        seed_spacing: distance of the mask points that queries are seeded from, metres (a thing narrower than it may
+            get no query).
+        seed_cut: share of common views that must show two groups of points in one mask for them to be one query.
+        max_queries: largest number of queries; the seeds with most points are taken.
+        prune_after: passes over the training frames after which queries that no mask was paired with are switched
+            off, again and again; 0: never. More than one, so that no query is lost to a single unlucky pairing.
+        semantic_lr, instance_lr: learning rates of the Gaussians' features.
+        decoder_lr: learning rate of the MLP.
+        query_lr, query_mean_lr, query_scale_lr: learning rates of the queries' features, of their means (metres), and
+            of their log-scales and quaternions.
+        lr_decay: factor by which all of these fall over the run.
+        dice_weight, bce_weight, semantic_weight, warp_weight: weights of the loss terms (eq. 14); warp_weight 0 skips
+            the second rendering that label warping needs.
+        warp_every: steps between two label warpings: they cost a rendering each.
+        warp_tolerance: largest difference of depth, relative, at which two views see the same surface.
+        use_scores: weigh the cross-entropy of a pixel by its mask's score. Off, as in the paper.
+        """
         super().__init__()
+        if no_object < 0:
+            raise UserError(f"head: no_object {no_object} must not be negative; 0 leaves it out")
         self.semantic_dim, self.instance_dim, self.hidden_dim = semantic_dim, instance_dim, hidden_dim
         self.blending, self.attention, self.temperature, self.no_object = blending, attention, temperature, no_object
         self.seed_spacing, self.seed_cut, self.max_queries = seed_spacing, seed_cut, max_queries
@@ -117,7 +156,7 @@ class QueryHead(PanopticHead):
         self._make_queries(len(state[prefix + "query_means"]))
 
     def fields(self) -> Mapping[str, FieldSpec]:
-        def random(width: int):
+        def random(width: int) -> Callable[[int], Tensor]:
             return lambda count: 0.1 * torch.randn(count, width)
 
         return {
@@ -155,6 +194,8 @@ class QueryHead(PanopticHead):
             self.query_quats[on],
             logarithm=self.attention == "log",
         )
+        if self.no_object == 0:
+            return (self.temperature * a).softmax(-1)
         none = self.no_object if self.attention == "literal" else math.log(self.no_object)
         logits = self.temperature * torch.cat([a, a.new_full((len(a), 1), none)], dim=1)
         return logits.softmax(-1)[:, :-1]
@@ -231,7 +272,7 @@ class QueryHead(PanopticHead):
 
     def after_step(self, step: int) -> None:
         # Frames come in permutations, so this many of them have shown every object at least prune_after − 1 times.
-        if int(self.paired_frames) >= self.prune_after * int(self.frames):
+        if self.prune_after and int(self.paired_frames) >= self.prune_after * int(self.frames):
             self.active &= self.matches > 0
             self.matches.zero_()
             self.paired_frames.zero_()
@@ -253,7 +294,7 @@ class QueryHead(PanopticHead):
             claimed = thing & (voted > 0)
             ids = torch.where(claimed, best + 1, ids)
             classes = torch.where(claimed, voted, classes)
-        seen = view.alpha > 0.3
+        seen = view.alpha > 0.05
         return PanopticMap(torch.where(seen, classes, 0), torch.where(seen, ids, 0))
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from panbench.scene import Frame, Scene
@@ -28,8 +29,7 @@ class Seeds:
 
     Attributes:
         means: [Q, 3], world, metres. log_scales: [Q, 3], of the standard deviations along the axes of quats [Q, 4].
-        points: [P, 3], thinned mask points. owner: [P], which seed each belongs to.
-        normals_free: unused rows never occur: every seed owns at least one point.
+        points: [P, 3], thinned mask points. owner: [P], which seed each belongs to; every seed owns at least one.
     """
 
     means: Floats
@@ -41,7 +41,12 @@ class Seeds:
 
 @dataclass(frozen=True)
 class _View:
-    """What one frame says of the points: which it sees, and in which mask (0: none)."""
+    """What one frame says of the points.
+
+    Attributes:
+        seen: [P], whether the frame sees it. mask: [P], id of the thing mask it lies in; 0: none, or not seen.
+        stuff: [P], whether it is seen on stuff.
+    """
 
     seen: NDArray[np.bool_]
     mask: NDArray[np.int64]
@@ -56,8 +61,8 @@ def seed_queries(
     Args:
         spacing: edge of the thinning voxels, metres; grows until at most ``max_points`` points remain.
         min_points: groups of fewer points are dropped, if larger ones exist.
-        cut: average-linkage distance at which groups are cut: 1 − share of common views in which both points lie in
-            the same mask.
+        cut: two groups merge while they lie in the same mask in more than this share of their common views: those
+            with a mask at both, summed over all pairs of points.
     """
     frames = [f for f in scene.frames(scene.train) if f.masks is not None and f.depth is not None]
     raw = [_mask_points(f) for f in frames]
@@ -75,7 +80,8 @@ def seed_queries(
 
 
 def _mask_points(frame: Frame) -> Floats:
-    assert frame.masks is not None and frame.depth is not None
+    assert frame.masks is not None
+    assert frame.depth is not None
     step = slice(_PIXEL_STEP // 2, None, _PIXEL_STEP)
     inside = ((frame.masks.instance > 0) & (frame.depth > 0))[step, step]
     return frame.camera.unproject(frame.depth)[step, step][inside].numpy().astype(np.float32)
@@ -96,9 +102,8 @@ def _thin(points: Floats, spacing: float, max_points: int) -> Floats:
 
 def _look(frame: Frame, points: Floats, spacing: float) -> _View:
     """Project the points into a frame; one is seen if the sensor measured its depth there, within the spacing."""
-    import torch
-
-    assert frame.masks is not None and frame.depth is not None
+    assert frame.masks is not None
+    assert frame.depth is not None
     pixels, z = frame.camera.project(torch.from_numpy(points))
     x, y = pixels.floor().long().unbind(-1)
     inside = (z > 0) & (x >= 0) & (x < frame.camera.width) & (y >= 0) & (y < frame.camera.height)
@@ -122,7 +127,8 @@ def _group(points: Floats, views: list[_View], cut: float) -> NDArray[np.int64]:
     columns = [v.mask == i for v in views for i in np.unique(v.mask[v.mask > 0])]
     member = np.stack(columns, axis=1).astype(np.float32)
     in_mask = np.stack([v.mask > 0 for v in views], axis=1).astype(np.float32)
-    near = cKDTree(points).sparse_distance_matrix(cKDTree(points), _NEAR).toarray() > 0
+    tree = KDTree(points)
+    near = tree.sparse_distance_matrix(tree, _NEAR).toarray() > 0
     same = member @ member.T + _NEAR_WEIGHT * near
     both = in_mask @ in_mask.T + _NEAR_WEIGHT * near
     return _agglomerate(same.astype(np.float64), both.astype(np.float64), cut)

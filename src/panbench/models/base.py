@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from panbench import ops
 from panbench.errors import UserError
@@ -80,6 +82,7 @@ class GaussianModule(L.LightningModule):
         label_gradient: Literal["labels", "geometry"],
         neighbors: int,
     ) -> None:
+        """Args: as documented in the subclasses, which have a default for each."""
         super().__init__()
         self.automatic_optimization = False
         self.head = head
@@ -190,10 +193,7 @@ class GaussianModule(L.LightningModule):
     def project(self, camera: Camera) -> ops.Projected:
         """The Gaussians that a camera sees."""
         g = self.gaussians
-        projected = ops.project(
-            g["means"], g["quats"], g["scales"], g["opacities"], camera, kind=self.kind, near=self.near
-        )
-        return projected
+        return ops.project(g["means"], g["quats"], g["scales"], g["opacities"], camera, kind=self.kind, near=self.near)
 
     def blend(self, camera: Camera, projected: ops.Projected, features: Tensor, detached: int) -> ops.Blended:
         """Blend features [M, C] of the projected Gaussians; the last ``detached`` channels do not move geometry."""
@@ -232,20 +232,20 @@ class GaussianModule(L.LightningModule):
             terms |= {name: self.label_weight * term for name, term in head.items()}
         loss = torch.stack(list(terms.values())).sum()
 
-        optimizer = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         if watch:
             self._observe(batch.camera, view.projected)
         optimizer.step()
-        self.lr_schedulers().step()
+        cast(LRScheduler, self.lr_schedulers()).step()
         self.head.after_step(step + 1)
         if self.densify is not None and self.densify.due(step + 1):
             # Seeded by the step, so that a resumed run places children where the uninterrupted one does.
             generator = torch.Generator(self.gaussians["means"].device).manual_seed(step + 1)
             self.densify.apply(self.gaussians, optimizer.optimizer, step + 1, generator)
         self.latest = {"loss": loss.detach(), "psnr": psnr(view.image.detach(), photo)}
-        if (step + 1) % self.trainer.log_every_n_steps == 0:
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             logged = {f"loss/{name}": term.detach() for name, term in terms.items()}
             self.log_dict({**self.latest, **logged, "gaussians": float(len(self.gaussians))})
 
@@ -291,7 +291,7 @@ class GaussianModule(L.LightningModule):
         view = self.render(batch.camera, labels=False)
         self.log("val/psnr", psnr(view.image, batch.color.to(view.image.dtype) / 255), batch_size=1, prog_bar=True)
 
-    def test_step(self, batch: Frame, batch_idx: int) -> PredictedView:
+    def test_step(self, batch: Frame, batch_idx: int) -> PredictedView:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.predict_view(batch.camera)
 
     def predict_step(self, batch: Frame, batch_idx: int) -> PredictedView:

@@ -47,6 +47,32 @@ class ThreeDGS(GaussianModule):
         label_gradient: Literal["labels", "geometry"] = "geometry",
         neighbors: int = 4,
     ) -> None:
+        """Args:
+        head: what makes the Gaussians panoptic.
+        densify: adaptive density control; null: the first Gaussians are all there will be, since points from depth
+            already cover the surfaces.
+        voxel: edge of the grid on which depth is averaged, metres; one Gaussian for each voxel.
+        flat_voxel: edge of the grid used instead where the surface is flat, metres; 0: nowhere.
+        max_points: largest number of first Gaussians; more make both grids coarser.
+        sh_degree: highest degree of the spherical harmonics of colour.
+        sh_every: steps between one degree and the next.
+        near: z-depth of centres in front of which nothing is drawn, metres.
+        initial_opacity: of the first Gaussians.
+        initial_scale: their standard deviation, in distances to the neighbours.
+        means_lr: learning rate of the centres in scene extents; falls to a hundredth over the run.
+        scales_lr, quats_lr, opacities_lr: learning rates of log-scales, quaternions and opacity logits.
+        colors_lr: learning rate of the constant colour; a twentieth of it for higher degrees.
+        lr_decay: factor by which all but means_lr fall over the run.
+        ssim_weight: λ of (1 − λ) L1 + λ (1 − SSIM).
+        depth_weight: of the mean difference to the measured depth, metres; 0 as in 3DGS: photos only.
+        max_depth: measured depth from here on is not supervised, metres.
+        label_start: step of the first labels.
+        label_every: steps from one with labels to the next; 2 halves the time that label channels take.
+        label_weight: factor on all terms of the head; 0.1 keeps the photo in charge of geometry.
+        label_gradient: "geometry": labels move Gaussians too, since thin things are found by their labels; "labels":
+            they do not.
+        neighbors: number of nearest training frames among which label warping draws; 0: no label warping.
+        """
         super().__init__(
             head,
             densify,

@@ -6,7 +6,6 @@ that works and logs which and why; it never falls back in silence.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from dataclasses import dataclass
@@ -104,8 +103,7 @@ def describe() -> list[tuple[str, bool, str]]:
     """(name, available, why) of every back end. Compiles the C++ operators if that was not done yet."""
     try:
         load_cpu()
-        cpu = (True, f"C++ operators in {build.build().parent}")
+        works, why = True, f"C++ operators in {build.build().parent}"
     except build.BuildError as error:
-        cpu = (False, str(error))
-    torch_found = importlib.util.find_spec("torch") is not None
-    return [("reference", torch_found, f"pure torch {torch.__version__}"), ("cpu", *cpu)]
+        works, why = False, str(error)
+    return [("reference", True, f"pure torch {torch.__version__}"), ("cpu", works, why)]

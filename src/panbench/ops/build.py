@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def _ninja_file(csrc: Path, cxx: str) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Generator[None, None, None]:
     with (folder / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -135,7 +135,7 @@ def build() -> Path:
             f"{folder}: cannot build the operators there: {error}; set PANBENCH_CACHE to a folder that can be written"
         ) from error
     if run.returncode != 0 or not library.exists():
-        lines = [line for line in run.stdout.splitlines() if "error" in line] or ["unknown cause"]
+        lines = [line for line in run.stdout.splitlines() if "error:" in line] or ["unknown cause"]
         raise BuildError(f"compiling the CPU operators failed: {lines[0].strip()} (whole log: {folder / 'build.log'})")
     logger.info("compiled the CPU operators into %s", folder)
     return library

@@ -20,8 +20,8 @@ class Projected(NamedTuple):
 
     Attributes:
         ids: [M], int64, ascending: the visible ones. Their cut-off ellipse (alpha ≥ 1/255) meets the image.
-        geometry: [M, 7] ellipsoids: mean_x, mean_y, conic a, b, c, opacity, z; or [M, 13] discs: M_u, M_v, M_w, c_x, c_y,
-            opacity, z with (x z, y z, z)ᵀ = (M_u, M_v, M_w)ᵀ (u, v, 1) for a point (u, v) of the disc.
+        geometry: [M, 7] ellipsoids: mean_x, mean_y, conic a, b, c, opacity, z; or [M, 13] discs: M_u, M_v, M_w, c_x,
+            c_y, opacity, z with (x z, y z, z)ᵀ = (M_u, M_v, M_w)ᵀ (u, v, 1) for a point (u, v) of the disc.
         normals: [M, 3], unit, camera axes, facing the camera: the disc's normal, or the ellipsoid's shortest axis.
     """
 

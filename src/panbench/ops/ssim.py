@@ -10,9 +10,9 @@ from panbench.ops.backend import Backend, resolve
 
 
 def ssim(x: Tensor, y: Tensor, *, backend: Backend | None = None) -> Tensor:
-    """Mean SSIM of two images [H, W, C] in [0, 1]: 11 × 11 Gaussian window of σ 1.5, zero padding, C1 = 0.01², C2 = 0.03².
+    """Mean SSIM of two images [H, W, C] in [0, 1]; differentiable in ``x`` only.
 
-    Differentiable in ``x`` only.
+    11 × 11 Gaussian window of σ 1.5, zero padding, C1 = 0.01², C2 = 0.03².
     """
     if resolve(backend) == "reference":
         return reference.ssim(x, y.detach())

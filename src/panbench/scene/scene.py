@@ -58,7 +58,7 @@ class Scene:
         return torch.stack([self.source.camera(i).position for i in indices])
 
     def extent(self) -> float:
-        """1.1 × the largest distance of a training camera from their mean, at least 1 m (learning-rate scale of 3DGS)."""
+        """1.1 × the largest distance of a training camera from their mean, metres, at least 1 (the scale of 3DGS)."""
         centres = self.camera_positions(self.train)
         spread = (centres - centres.mean(0)).norm(dim=-1).max().item()
         return max(1.1 * spread, 1.0)

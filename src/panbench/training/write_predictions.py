@@ -33,8 +33,12 @@ class PredictedView:
 
     def to(self, *args: Any, **kwargs: Any) -> PredictedView:
         """Same view on another device (what ``Trainer.predict`` does with what it returns)."""
-        moved = {name: None if value is None else value.to(*args, **kwargs) for name, value in vars(self).items()}
-        return PredictedView(**moved)
+        return PredictedView(
+            self.panoptic.to(*args, **kwargs),
+            self.color.to(*args, **kwargs),
+            None if self.depth is None else self.depth.to(*args, **kwargs),
+            None if self.normal is None else self.normal.to(*args, **kwargs),
+        )
 
 
 class WritePredictions(Callback):
