@@ -191,6 +191,8 @@ def test_twelve_steps_and_eight_are_twenty_on_the_reference(
     base: type[GaussianModule], room_data: RoomData, tmp_path: Path
 ) -> None:
     backend.choose("reference")
+    # Torch adds gradients of repeated rows in any order when it has several threads; panbench's own operators do not.
+    torch.set_num_threads(1)
     check_resume(room_data, tmp_path, lambda: make_model(base))
 
 
