@@ -48,7 +48,7 @@ class QueryHead(PanopticHead):
         attention: Literal["literal", "log"] = "log",
         temperature: float = 1.0,
         no_object: float = 0.02,
-        seed_spacing: float = 0.06,
+        seed_spacing: float = 0.045,
         seed_cut: float = 0.5,
         max_queries: int = 150,
         prune_after: int = 3,

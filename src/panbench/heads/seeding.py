@@ -19,6 +19,7 @@ from panbench.scene import Frame, Scene
 
 Floats = NDArray[np.float32]
 _PIXEL_STEP = 2  # mask pixels that are back-projected, per axis
+_DEPTH_TOLERANCE = 0.06  # metres, plus 1 % of the depth: a point is seen where the sensor agrees this well
 _MIN_SCALE = 0.03  # metres: smallest standard deviation of a seed
 _NEAR, _NEAR_WEIGHT = 0.15, 0.1  # points closer than this (metres) belong together, as if a tenth of a view said so
 
@@ -68,7 +69,7 @@ def seed_queries(
     raw = [_mask_points(f) for f in frames]
     points = np.concatenate(raw) if raw else np.zeros((0, 3), np.float32)
     points = _thin(points, spacing, max_points)
-    views = [_look(f, points, spacing) for f in frames]
+    views = [_look(f, points) for f in frames]
     if len(points):
         thing = np.sum([v.mask > 0 for v in views], axis=0)
         stuff = np.sum([v.stuff for v in views], axis=0)
@@ -100,8 +101,8 @@ def _thin(points: Floats, spacing: float, max_points: int) -> Floats:
     return points
 
 
-def _look(frame: Frame, points: Floats, spacing: float) -> _View:
-    """Project the points into a frame; one is seen if the sensor measured its depth there, within the spacing."""
+def _look(frame: Frame, points: Floats) -> _View:
+    """Project the points into a frame; one is seen if the sensor measured its depth there."""
     assert frame.masks is not None
     assert frame.depth is not None
     pixels, z = frame.camera.project(torch.from_numpy(points))
@@ -109,7 +110,7 @@ def _look(frame: Frame, points: Floats, spacing: float) -> _View:
     inside = (z > 0) & (x >= 0) & (x < frame.camera.width) & (y >= 0) & (y < frame.camera.height)
     x, y = x.clamp(0, frame.camera.width - 1), y.clamp(0, frame.camera.height - 1)
     measured = frame.depth[y, x]
-    seen = (inside & (measured > 0) & ((measured - z).abs() < spacing + 0.01 * z)).numpy()
+    seen = (inside & (measured > 0) & ((measured - z).abs() < _DEPTH_TOLERANCE + 0.01 * z)).numpy()
     mask = np.where(seen, frame.masks.instance[y, x].numpy().astype(np.int64), 0)
     stuff = seen & (mask == 0) & (frame.masks.semantic[y, x].numpy() > 0)
     return _View(seen, mask, stuff)
