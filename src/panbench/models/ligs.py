@@ -112,7 +112,7 @@ class LiGS(GaussianModule):
         out: dict[str, Tensor] = {}
         if frame.depth is not None:
             out["depth"] = self.depth_weight * depth_loss(view.depth, frame.depth, view.alpha, self.max_depth)
-            # Differences over five pixels average the sensor's depth noise.
+            # Differences between points three pixels to either side drown less in the sensor's depth noise.
             measured = depth_normals(frame.camera, frame.depth, step=3)
             out["normal"] = self.normal_weight * normal_loss(view.normal, measured)
         if self.global_step >= self.consistency_start:
