@@ -349,6 +349,34 @@ def test_a_class_is_voted_by_pixels_a_minority_of_confused_masks_changes_nothing
     assert head.query_classes().tolist() == [CRATE, DRUM]
 
 
+def halved(frame: Frame, crate: int) -> Frame:
+    """The frame with two masks on the drum and none on the crate, whose pixels are of class ``crate``."""
+    assert frame.truth is not None
+    drum = frame.truth.instance == 2
+    left = drum & (drum.int().cumsum(1) <= drum.sum(1, keepdim=True) / 2)
+    instance = torch.where(left, 4, torch.where(drum, 7, 0)).int()
+    semantic = torch.where(frame.truth.instance == 1, crate, frame.truth.semantic).int()
+    return with_masks(frame, PanopticMap(semantic, instance))
+
+
+def test_a_mask_elsewhere_that_a_query_is_paired_with_gives_it_no_vote() -> None:
+    frames = list(box_scene().frames(box_scene().train))
+    head = head_of_boxes()
+    teach(head, gaussians_of(head), [frames[0], *(halved(f, 0) for f in frames[1:])], lambda n: n - 1)
+    assert head.query_classes().tolist() == [CRATE, DRUM]
+
+
+@pytest.mark.parametrize(("below", "left"), [(0.5, 1), (0.05, 2)])
+def test_a_query_that_lies_outside_of_its_masks_is_surplus(below: float, left: int) -> None:
+    frames = list(box_scene().frames(box_scene().train))
+    head = head_of_boxes(prune_after=1, prune_below=below)
+    gaussians = gaussians_of(head)
+    # In one of eight frames the crate has its mask; in the others its query is paired with half of the drum.
+    teach(head, gaussians, [frames[0], *(halved(f, FLOOR) for f in frames[1:])], lambda n: n - 1)
+    head.after_step(len(frames))
+    assert head.instance_channels(gaussians, torch.arange(50)).shape[1] == left
+
+
 def test_a_query_that_no_mask_ever_asked_for_has_no_class() -> None:
     head = head_of_boxes()
     assert head.query_classes().tolist() == [0, 0]

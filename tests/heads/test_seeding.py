@@ -10,8 +10,6 @@ from scipy.spatial.transform import Rotation
 
 from panbench.heads.seeding import Seeds, seed_queries
 
-SPACING = 0.06
-
 
 def owners_of_boxes(seeds: Seeds) -> list[set[int]]:
     """The seeds that own points on each box."""
@@ -24,7 +22,7 @@ def owners_of_boxes(seeds: Seeds) -> list[set[int]]:
 
 def test_there_is_one_seed_an_object_although_ids_are_permuted_in_every_frame() -> None:
     scene = box_scene()
-    seeds = seed_queries(scene, spacing=SPACING)
+    seeds = seed_queries(scene)
     assert len(seeds.means) == 2
     first, second = owners_of_boxes(seeds)
     assert len(first) == len(second) == 1
@@ -32,7 +30,7 @@ def test_there_is_one_seed_an_object_although_ids_are_permuted_in_every_frame() 
 
 
 def test_seeds_lie_in_their_objects_and_are_as_large() -> None:
-    seeds = seed_queries(box_scene(), spacing=SPACING)
+    seeds = seed_queries(box_scene())
     centres = np.array([(np.array(low) + np.array(high)) / 2 for low, high in BOXES])
     nearest = np.linalg.norm(seeds.means[:, None] - centres[None], axis=-1).argmin(axis=1)
     assert sorted(nearest.tolist()) == [0, 1]
@@ -46,7 +44,7 @@ def test_seeds_lie_in_their_objects_and_are_as_large() -> None:
 
 
 def test_the_covariance_of_a_seed_is_that_of_its_points() -> None:
-    seeds = seed_queries(box_scene(), spacing=SPACING)
+    seeds = seed_queries(box_scene())
     for seed in range(len(seeds.means)):
         mine = seeds.points[seeds.owner == seed].astype(np.float64)
         axes = Rotation.from_quat(seeds.quats[seed], scalar_first=True).as_matrix()
@@ -57,7 +55,7 @@ def test_the_covariance_of_a_seed_is_that_of_its_points() -> None:
 
 
 def test_every_seed_owns_points_and_every_point_has_an_owner() -> None:
-    seeds = seed_queries(box_scene(), spacing=SPACING)
+    seeds = seed_queries(box_scene())
     assert len(seeds.points) == len(seeds.owner)
     assert set(seeds.owner.tolist()) == set(range(len(seeds.means)))
     assert seeds.log_scales.shape == (2, 3)
@@ -66,19 +64,19 @@ def test_every_seed_owns_points_and_every_point_has_an_owner() -> None:
 
 @pytest.mark.parametrize("merged", [{1}, {2, 7}, {1, 4, 8}])
 def test_masks_that_join_two_objects_in_a_minority_of_views_do_not_join_their_seeds(merged: set[int]) -> None:
-    seeds = seed_queries(box_scene(BoxFrames(merged=frozenset(merged))), spacing=SPACING)
+    seeds = seed_queries(box_scene(BoxFrames(merged=frozenset(merged))))
     assert len(seeds.means) == 2
     first, second = owners_of_boxes(seeds)
     assert first.isdisjoint(second)
 
 
 def test_masks_that_join_two_objects_in_all_views_give_one_seed() -> None:
-    seeds = seed_queries(box_scene(BoxFrames(merged=frozenset(range(10)))), spacing=SPACING)
+    seeds = seed_queries(box_scene(BoxFrames(merged=frozenset(range(10)))))
     assert len(seeds.means) == 1
 
 
 def test_frames_without_any_mask_among_others_do_no_harm() -> None:
-    seeds = seed_queries(box_scene(BoxFrames(blank=frozenset({1, 3, 6}))), spacing=SPACING)
+    seeds = seed_queries(box_scene(BoxFrames(blank=frozenset({1, 3, 6}))))
     assert len(seeds.means) == 2
 
 
@@ -92,7 +90,7 @@ def test_frames_without_any_mask_among_others_do_no_harm() -> None:
     ids=["no masks", "no depth", "empty masks"],
 )
 def test_without_mask_points_there_are_no_seeds(frames: BoxFrames) -> None:
-    seeds = seed_queries(box_scene(frames), spacing=SPACING)
+    seeds = seed_queries(box_scene(frames))
     assert seeds.means.shape == (0, 3)
     assert seeds.log_scales.shape == (0, 3)
     assert seeds.quats.shape == (0, 4)
@@ -100,14 +98,14 @@ def test_without_mask_points_there_are_no_seeds(frames: BoxFrames) -> None:
 
 
 def test_the_number_of_points_is_bounded() -> None:
-    seeds = seed_queries(box_scene(), spacing=0.02, max_points=60)
+    seeds = seed_queries(box_scene(), max_points=60)
     assert 0 < len(seeds.points) <= 60
     assert len(seeds.means) == 2
 
 
 def test_seeding_is_deterministic_and_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    one, two = seed_queries(box_scene(), spacing=SPACING), seed_queries(box_scene(), spacing=SPACING)
+    one, two = seed_queries(box_scene()), seed_queries(box_scene())
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(one.means, two.means)
     np.testing.assert_array_equal(one.owner, two.owner)

@@ -34,7 +34,8 @@ class QueryHead(PanopticHead):
     decoder: nn.Sequential
     is_thing: Tensor
     active: Tensor
-    matches: Tensor
+    shown: Tensor
+    paired: Tensor
     class_votes: Tensor
     frames: Tensor
     paired_frames: Tensor
@@ -48,10 +49,11 @@ class QueryHead(PanopticHead):
         attention: Literal["literal", "log"] = "log",
         temperature: float = 1.0,
         no_object: float = 0.02,
-        seed_spacing: float = 0.045,
+        seed_points: int = 3000,
         seed_cut: float = 0.5,
         max_queries: int = 150,
-        prune_after: int = 3,
+        prune_after: int = 5,
+        prune_below: float = 0.1,
         semantic_lr: float = 0.05,
         instance_lr: float = 0.02,
         decoder_lr: float = 0.01,
@@ -79,12 +81,13 @@ class QueryHead(PanopticHead):
         temperature: t, the factor on the logits of that softmax (eq. 5: 1).
         no_object: A of a constant extra entry of that softmax, which takes the Gaussians that no query claims, so that
             surplus queries fall silent; 0: no such entry, as in eq. 5.
-        seed_spacing: distance of the mask points that queries are seeded from, metres (a thing narrower than it may
-            get no query).
+        seed_points: how many points of the masks are grouped into queries: more find smaller things and take longer.
         seed_cut: share of common views that must show two groups of points in one mask for them to be one query.
         max_queries: largest number of queries; the seeds with most points are taken.
-        prune_after: passes over the training frames after which queries that no mask was paired with are switched
-            off, again and again; 0: never. More than one, so that no query is lost to a single unlucky pairing.
+        prune_after: passes over the training frames after which surplus queries are switched off, again and again;
+            0: never. More than one, so that no query is lost to a single unlucky pairing.
+        prune_below: a query is surplus if less than this share of its rendered pixels lay in the masks it was paired
+            with: it is a fragment of an object that another query stands for, or a mask that few views confirm.
         semantic_lr, instance_lr: learning rates of the Gaussians' features.
         decoder_lr: learning rate of the MLP.
         query_lr, query_mean_lr, query_scale_lr: learning rates of the queries' features, of their means (metres), and
@@ -101,8 +104,8 @@ class QueryHead(PanopticHead):
             raise UserError(f"head: no_object {no_object} must not be negative; 0 leaves it out")
         self.semantic_dim, self.instance_dim, self.hidden_dim = semantic_dim, instance_dim, hidden_dim
         self.blending, self.attention, self.temperature, self.no_object = blending, attention, temperature, no_object
-        self.seed_spacing, self.seed_cut, self.max_queries = seed_spacing, seed_cut, max_queries
-        self.prune_after = prune_after
+        self.seed_points, self.seed_cut, self.max_queries = seed_points, seed_cut, max_queries
+        self.prune_after, self.prune_below = prune_after, prune_below
         self.semantic_lr, self.instance_lr, self.decoder_lr, self.query_lr = (
             semantic_lr,
             instance_lr,
@@ -133,13 +136,14 @@ class QueryHead(PanopticHead):
         self.query_log_scales = nn.Parameter(torch.zeros(count, 3))
         self.query_quats = nn.Parameter(torch.tensor([1.0, 0, 0, 0]).repeat(count, 1))
         self.register_buffer("active", torch.ones(count, dtype=torch.bool))
-        self.register_buffer("matches", torch.zeros(count))
+        self.register_buffer("shown", torch.zeros(count))
+        self.register_buffer("paired", torch.zeros(count))
         self.register_buffer("class_votes", torch.zeros(count, self.classes))
         self.register_buffer("frames", torch.tensor(1))
         self.register_buffer("paired_frames", torch.tensor(0))
 
     def seed(self, scene: Scene) -> None:
-        seeds = seed_queries(scene, spacing=self.seed_spacing, cut=self.seed_cut)
+        seeds = seed_queries(scene, max_points=self.seed_points, cut=self.seed_cut)
         count = min(len(seeds.means), self.max_queries)
         largest = torch.bincount(torch.from_numpy(seeds.owner), minlength=len(seeds.means)).argsort(
             descending=True, stable=True
@@ -253,32 +257,41 @@ class QueryHead(PanopticHead):
             return pair, pair.new_zeros(0)
         coarse = (slice(None, None, _MATCH_STRIDE),) * 2
         labelled = masks.semantic[coarse] > 0
+        seen, semantic = instance[coarse][labelled], masks.semantic[coarse][labelled].long()
         planes = (masks.instance[coarse][labelled][:, None] == ids).to(instance.dtype)
-        rows, columns = assign(matching_cost(instance[coarse][labelled], planes))
+        rows, columns = (torch.from_numpy(n).to(pair) for n in assign(matching_cost(seen, planes)))
         number = pair.new_full((int(ids.max()) + 1,), -1)
-        number[ids[torch.from_numpy(rows)].long()] = torch.arange(len(rows), device=pair.device)
-        self._count(rows, columns, ids, masks)
-        return number[masks.instance.long()], torch.from_numpy(columns).to(pair)
+        number[ids[rows].long()] = torch.arange(len(rows), device=pair.device)
+        self._count(seen, number[masks.instance[coarse][labelled].long()], columns, semantic)
+        return number[masks.instance.long()], columns
 
-    def _count(self, rows: Any, columns: Any, ids: Tensor, masks: PanopticMap) -> None:
-        """Remember which queries were paired, and with masks of which class."""
-        queries = self.active.nonzero()[:, 0][torch.from_numpy(columns)]
-        self.matches[queries] += 1
+    def _count(self, instance: Tensor, pair: Tensor, columns: Tensor, semantic: Tensor) -> None:
+        """Remember how much of each query was seen, how much of that in its masks, and with which classes there.
+
+        Args:
+            instance: [P, Q active]. pair: [P], number of the pair of each pixel, −1: none. columns: [K], query of each
+                pair. semantic: [P], class of each pixel's mask.
+        """
+        on = self.active.nonzero()[:, 0]
+        self.shown[on] += instance.sum(0)
         self.paired_frames += 1
-        for mask, query in zip(ids[torch.from_numpy(rows)], queries, strict=True):
-            inside = masks.instance == mask
-            votes = masks.semantic[inside].long().bincount(minlength=self.classes + 1)[1:].to(self.class_votes)
-            self.class_votes[query] += votes
+        inside = pair >= 0
+        column = columns[pair[inside]]
+        votes = torch.zeros(len(on), self.classes).to(self.class_votes)
+        votes.index_put_((column, semantic[inside] - 1), instance[inside, column], accumulate=True)
+        self.class_votes[on] += votes
+        self.paired[on] += votes.sum(1)
 
     def after_step(self, step: int) -> None:
         # Frames come in permutations, so this many of them have shown every object at least prune_after − 1 times.
         if self.prune_after and int(self.paired_frames) >= self.prune_after * int(self.frames):
-            self.active &= self.matches > 0
-            self.matches.zero_()
+            self.active &= self.paired > self.prune_below * self.shown
+            self.shown.zero_()
+            self.paired.zero_()
             self.paired_frames.zero_()
 
     def query_classes(self) -> Tensor:
-        """Thing class id of each query [Q]: the one that most pixels of its masks had; 0 if it was never paired."""
+        """Thing class id of each query [Q]: the one that most of its pixels had in its masks; 0 if it was never paired."""
         votes = self.class_votes * self.is_thing
         return torch.where(votes.sum(1) > 0, votes.argmax(1) + 1, 0)
 

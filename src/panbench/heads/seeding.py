@@ -1,6 +1,6 @@
 """Where instance queries start: 3D points of the thing masks, grouped by how often views show them in one mask.
 
-A point of a mask is back-projected with the sensor depth and the points are thinned on a voxel grid. Two points that
+Mask pixels are back-projected with the sensor depth, and thinned so that small masks keep enough. Two points that
 many views see in the same mask belong together; two that many views see in different masks do not. Ids need not agree
 between views for that, and a mask that merges two objects in a few views is outvoted by the others.
 """
@@ -8,6 +8,7 @@ between views for that, and a mask that merges two objects in a few views is out
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from panbench.scene import Frame, Scene
 
 Floats = NDArray[np.float32]
+_SPACING = 0.03  # metres: edge of the voxels on which mask points are thinned
 _PIXEL_STEP = 2  # mask pixels that are back-projected, per axis
 _DEPTH_TOLERANCE = 0.06  # metres, plus 1 % of the depth: a point is seen where the sensor agrees this well
 _MIN_SCALE = 0.03  # metres: smallest standard deviation of a seed
@@ -54,28 +56,24 @@ class _View:
     stuff: NDArray[np.bool_]
 
 
-def seed_queries(
-    scene: Scene, *, spacing: float = 0.06, max_points: int = 3000, min_points: int = 3, cut: float = 0.5
-) -> Seeds:
+def seed_queries(scene: Scene, *, max_points: int = 3000, min_points: int = 5, cut: float = 0.5) -> Seeds:
     """Group the thing-mask points of the training frames.
 
     Args:
-        spacing: edge of the thinning voxels, metres; grows until at most ``max_points`` points remain.
+        max_points: most points that are grouped; memory grows with its square, time a little faster.
         min_points: groups of fewer points are dropped, if larger ones exist.
         cut: two groups merge while they lie in the same mask in more than this share of their common views: those
             with a mask at both, summed over all pairs of points.
     """
     frames = [f for f in scene.frames(scene.train) if f.masks is not None and f.depth is not None]
     raw = [_mask_points(f) for f in frames]
-    points = np.concatenate(raw) if raw else np.zeros((0, 3), np.float32)
-    points = _thin(points, spacing, max_points)
+    points = _thin(np.concatenate(raw)) if raw else np.zeros((0, 3), np.float32)
     views = [_look(f, points) for f in frames]
     if len(points):
         thing = np.sum([v.mask > 0 for v in views], axis=0)
         stuff = np.sum([v.stuff for v in views], axis=0)
-        keep = (thing > stuff) & (thing > 0)
-        points = points[keep]
-        views = [_View(v.seen[keep], v.mask[keep], v.stuff[keep]) for v in views]
+        points, views = _take(points, views, (thing > stuff) & (thing > 0))
+        points, views = _take(points, views, _sample(views, max_points))
     owner = _group(points, views, cut)
     return _summarise(points, owner, min_points)
 
@@ -88,17 +86,40 @@ def _mask_points(frame: Frame) -> Floats:
     return frame.camera.unproject(frame.depth)[step, step][inside].numpy().astype(np.float32)
 
 
-def _thin(points: Floats, spacing: float, max_points: int) -> Floats:
-    """Mean of the points in each voxel; the voxels grow by a fifth until few enough remain."""
-    while len(points):
-        cells = np.floor(points / spacing).astype(np.int64)
-        _, inverse, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-        inverse = inverse.reshape(-1)
-        if len(count) <= max_points:
-            sums = np.stack([np.bincount(inverse, points[:, k], len(count)) for k in range(3)], axis=1)
-            return (sums / count[:, None]).astype(np.float32)
-        spacing *= 1.2
-    return points
+def _thin(points: Floats) -> Floats:
+    """Mean of the points in each voxel, in the order of the voxels."""
+    if not len(points):
+        return points
+    cells = np.floor(points / _SPACING).astype(np.int64)
+    _, inverse, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    sums = np.stack([np.bincount(inverse, points[:, k], len(count)) for k in range(3)], axis=1)
+    return (sums / count[:, None]).astype(np.float32)
+
+
+def _take(points: Floats, views: list[_View], which: NDArray[Any]) -> tuple[Floats, list[_View]]:
+    return points[which], [_View(v.seen[which], v.mask[which], v.stuff[which]) for v in views]
+
+
+def _sample(views: list[_View], count: int) -> NDArray[np.int64]:
+    """At most ``count`` of the points, spread evenly, denser on small masks.
+
+    A point's weight is the mean of 1/√(points in its mask) over the views that show it in one, so that an object gets
+    points in proportion to its extent and not to its area: a cup is not lost beside a table, whatever the scale.
+    """
+    total = len(views[0].mask)
+    if total <= count:
+        return np.arange(total)
+    weight, shown = np.zeros(total), np.zeros(total)
+    for view in views:
+        size = np.bincount(view.mask)
+        inside = view.mask > 0
+        weight[inside] += 1 / np.sqrt(size[view.mask[inside]])
+        shown += inside
+    weight /= np.maximum(shown, 1)
+    # Systematic sampling: neighbours in the order of the voxels are thinned evenly, and nothing is drawn.
+    steps = np.floor(np.cumsum(weight) * (count / weight.sum()))
+    return np.flatnonzero(np.diff(steps, prepend=0.0) > 0)
 
 
 def _look(frame: Frame, points: Floats) -> _View:
