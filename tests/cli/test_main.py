@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -15,13 +14,10 @@ from panbench.cli.errors import explained
 from panbench.errors import Interrupted, UserError
 
 
-def test_help_takes_less_than_half_a_second() -> None:
-    def once() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "panbench.cli.main", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    assert min(once() for _ in range(3)) < 0.5
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "panbench", "--help"], check=True, capture_output=True, text=True)
+    assert "panbench" in done.stdout
+    assert "fit" in done.stdout
 
 
 def test_help_loads_nothing_heavy() -> None:

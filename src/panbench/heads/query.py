@@ -291,7 +291,7 @@ class QueryHead(PanopticHead):
             self.paired_frames.zero_()
 
     def query_classes(self) -> Tensor:
-        """Thing class id of each query [Q]: the one that most of its pixels had in its masks; 0 if it was never paired."""
+        """Thing class id of each query [Q]: the one most of its pixels had in its masks; 0 if it was never paired."""
         votes = self.class_votes * self.is_thing
         return torch.where(votes.sum(1) > 0, votes.argmax(1) + 1, 0)
 
