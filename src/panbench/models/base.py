@@ -60,29 +60,52 @@ class GaussianModule(L.LightningModule):
     def __init__(
         self,
         head: PanopticHead,
-        densify: AdaptiveDensityControl | None,
-        voxel: float,
-        flat_voxel: float,
-        max_points: int,
-        sh_degree: int,
-        sh_every: int,
-        near: float,
-        initial_opacity: float,
-        initial_scale: float,
-        means_lr: float,
-        scales_lr: float,
-        quats_lr: float,
-        opacities_lr: float,
-        colors_lr: float,
-        lr_decay: float,
-        ssim_weight: float,
-        label_start: int,
-        label_every: int,
-        label_weight: float,
-        label_gradient: Literal["labels", "geometry"],
-        neighbors: int,
+        densify: AdaptiveDensityControl | None = None,
+        voxel: float = 0.04,
+        flat_voxel: float = 0.08,
+        max_points: int = 300_000,
+        sh_degree: int = 1,
+        sh_every: int = 500,
+        near: float = 0.05,
+        initial_opacity: float = 0.7,
+        initial_scale: float = 0.45,
+        means_lr: float = 1.6e-4,
+        scales_lr: float = 5e-3,
+        quats_lr: float = 1e-3,
+        opacities_lr: float = 0.05,
+        colors_lr: float = 5e-3,
+        lr_decay: float = 0.1,
+        ssim_weight: float = 0.2,
+        label_start: int = 0,
+        label_every: int = 2,
+        label_weight: float = 0.1,
+        label_gradient: Literal["labels", "geometry"] = "geometry",
+        neighbors: int = 4,
     ) -> None:
-        """Args: as documented in the subclasses, which have a default for each."""
+        """Args:
+        head: what makes the Gaussians panoptic.
+        densify: adaptive density control; null: the first Gaussians are all there will be, since points from depth
+            already cover the surfaces.
+        voxel: edge of the grid on which depth is averaged, metres; one Gaussian for each voxel.
+        flat_voxel: edge of the grid used instead where the surface is flat, metres; 0: nowhere.
+        max_points: largest number of first Gaussians; more make both grids coarser.
+        sh_degree: highest degree of the spherical harmonics of colour.
+        sh_every: steps between one degree and the next.
+        near: z-depth of centres, and of hits on discs, in front of which nothing is drawn, metres.
+        initial_opacity: of the first Gaussians.
+        initial_scale: their standard deviation, in distances to the neighbours.
+        means_lr: learning rate of the centres in scene extents; falls to a hundredth over the run.
+        scales_lr, quats_lr, opacities_lr: learning rates of log-scales, quaternions and opacity logits.
+        colors_lr: learning rate of the constant colour; a twentieth of it for higher degrees.
+        lr_decay: factor by which all but means_lr fall over the run.
+        ssim_weight: λ of (1 − λ) L1 + λ (1 − SSIM).
+        label_start: step of the first labels.
+        label_every: steps from one with labels to the next; 2 halves the time that label channels take.
+        label_weight: factor on all terms of the head; 0.1 keeps the photo in charge of geometry.
+        label_gradient: "geometry": labels move Gaussians too, since thin things are found by their labels; "labels":
+            they do not.
+        neighbors: number of nearest training frames among which label warping draws; 0: no label warping.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.head = head

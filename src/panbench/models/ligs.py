@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-from panbench.gaussians.densify import AdaptiveDensityControl
 from panbench.heads.base import PanopticHead
 from panbench.losses.geometric import depth_loss, depth_normals, normal_loss
 from panbench.models.base import GaussianModule, View
@@ -25,86 +24,25 @@ class LiGS(GaussianModule):
     def __init__(
         self,
         head: PanopticHead,
-        densify: AdaptiveDensityControl | None = None,
-        voxel: float = 0.04,
-        flat_voxel: float = 0.08,
-        max_points: int = 300_000,
-        sh_degree: int = 1,
-        sh_every: int = 500,
         near: float = 0.1,
-        initial_opacity: float = 0.7,
-        initial_scale: float = 0.45,
-        means_lr: float = 1.6e-4,
-        scales_lr: float = 5e-3,
-        quats_lr: float = 1e-3,
-        opacities_lr: float = 0.05,
-        colors_lr: float = 5e-3,
-        lr_decay: float = 0.1,
-        ssim_weight: float = 0.2,
         depth_weight: float = 0.2,
         normal_weight: float = 0.05,
         consistency_weight: float = 0.05,
         consistency_start: int = 1000,
         max_depth: float = 6.0,
-        label_start: int = 0,
-        label_every: int = 2,
-        label_weight: float = 0.1,
-        label_gradient: Literal["labels", "geometry"] = "geometry",
-        neighbors: int = 4,
+        **settings: Any,
     ) -> None:
         """Args:
         head: what makes the Gaussians panoptic.
-        densify: adaptive density control; null: the first Gaussians are all there will be, since points from depth
-            already cover the surfaces.
-        voxel: edge of the grid on which depth is averaged, metres; one Gaussian for each voxel.
-        flat_voxel: edge of the grid used instead where the surface is flat, metres; 0: nowhere.
-        max_points: largest number of first Gaussians; more make both grids coarser.
-        sh_degree: highest degree of the spherical harmonics of colour.
-        sh_every: steps between one degree and the next.
-        near: z-depth of centres and of hits in front of which nothing is drawn, metres.
-        initial_opacity: of the first Gaussians.
-        initial_scale: their standard deviation, in distances to the neighbours.
-        means_lr: learning rate of the centres in scene extents; falls to a hundredth over the run.
-        scales_lr, quats_lr, opacities_lr: learning rates of log-scales, quaternions and opacity logits.
-        colors_lr: learning rate of the constant colour; a twentieth of it for higher degrees.
-        lr_decay: factor by which all but means_lr fall over the run.
-        ssim_weight: λ of (1 − λ) L1 + λ (1 − SSIM).
+        near: as in the base class; a little farther, as discs close to the camera fill the view.
         depth_weight: of the mean difference to the measured depth, metres; less for far pixels.
         normal_weight: of 1 − cosine between blended normals and those of the measured depth.
         consistency_weight: of 1 − cosine between blended normals and those of the rendered depth.
         consistency_start: step at which that term sets in, when the rendered depth is smooth.
         max_depth: measured depth from here on is not supervised, metres.
-        label_start: step of the first labels.
-        label_every: steps from one with labels to the next; 2 halves the time that label channels take.
-        label_weight: factor on all terms of the head; 0.1 keeps the photo in charge of geometry.
-        label_gradient: "geometry": labels move Gaussians too, since thin things are found by their labels; "labels":
-            they do not.
-        neighbors: number of nearest training frames among which label warping draws; 0: no label warping.
+        settings: of every base model; see GaussianModule.
         """
-        super().__init__(
-            head,
-            densify,
-            voxel,
-            flat_voxel,
-            max_points,
-            sh_degree,
-            sh_every,
-            near,
-            initial_opacity,
-            initial_scale,
-            means_lr,
-            scales_lr,
-            quats_lr,
-            opacities_lr,
-            colors_lr,
-            lr_decay,
-            ssim_weight,
-            label_start,
-            label_every,
-            label_weight,
-            label_gradient,
-            neighbors,
-        )
+        super().__init__(head, near=near, **settings)
         self.depth_weight, self.normal_weight, self.max_depth = depth_weight, normal_weight, max_depth
         self.consistency_weight, self.consistency_start = consistency_weight, consistency_start
 

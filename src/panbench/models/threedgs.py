@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-from panbench.gaussians.densify import AdaptiveDensityControl
 from panbench.gaussians.init import PointCloud
 from panbench.heads.base import PanopticHead
 from panbench.losses.geometric import depth_loss
@@ -23,80 +22,17 @@ class ThreeDGS(GaussianModule):
     def __init__(
         self,
         head: PanopticHead,
-        densify: AdaptiveDensityControl | None = None,
-        voxel: float = 0.04,
-        flat_voxel: float = 0.08,
-        max_points: int = 300_000,
-        sh_degree: int = 1,
-        sh_every: int = 500,
-        near: float = 0.05,
-        initial_opacity: float = 0.7,
-        initial_scale: float = 0.45,
-        means_lr: float = 1.6e-4,
-        scales_lr: float = 5e-3,
-        quats_lr: float = 1e-3,
-        opacities_lr: float = 0.05,
-        colors_lr: float = 5e-3,
-        lr_decay: float = 0.1,
-        ssim_weight: float = 0.2,
         depth_weight: float = 0.0,
         max_depth: float = 6.0,
-        label_start: int = 0,
-        label_every: int = 2,
-        label_weight: float = 0.1,
-        label_gradient: Literal["labels", "geometry"] = "geometry",
-        neighbors: int = 4,
+        **settings: Any,
     ) -> None:
         """Args:
         head: what makes the Gaussians panoptic.
-        densify: adaptive density control; null: the first Gaussians are all there will be, since points from depth
-            already cover the surfaces.
-        voxel: edge of the grid on which depth is averaged, metres; one Gaussian for each voxel.
-        flat_voxel: edge of the grid used instead where the surface is flat, metres; 0: nowhere.
-        max_points: largest number of first Gaussians; more make both grids coarser.
-        sh_degree: highest degree of the spherical harmonics of colour.
-        sh_every: steps between one degree and the next.
-        near: z-depth of centres in front of which nothing is drawn, metres.
-        initial_opacity: of the first Gaussians.
-        initial_scale: their standard deviation, in distances to the neighbours.
-        means_lr: learning rate of the centres in scene extents; falls to a hundredth over the run.
-        scales_lr, quats_lr, opacities_lr: learning rates of log-scales, quaternions and opacity logits.
-        colors_lr: learning rate of the constant colour; a twentieth of it for higher degrees.
-        lr_decay: factor by which all but means_lr fall over the run.
-        ssim_weight: λ of (1 − λ) L1 + λ (1 − SSIM).
         depth_weight: of the mean difference to the measured depth, metres; 0 as in 3DGS: photos only.
         max_depth: measured depth from here on is not supervised, metres.
-        label_start: step of the first labels.
-        label_every: steps from one with labels to the next; 2 halves the time that label channels take.
-        label_weight: factor on all terms of the head; 0.1 keeps the photo in charge of geometry.
-        label_gradient: "geometry": labels move Gaussians too, since thin things are found by their labels; "labels":
-            they do not.
-        neighbors: number of nearest training frames among which label warping draws; 0: no label warping.
+        settings: of every base model; see GaussianModule.
         """
-        super().__init__(
-            head,
-            densify,
-            voxel,
-            flat_voxel,
-            max_points,
-            sh_degree,
-            sh_every,
-            near,
-            initial_opacity,
-            initial_scale,
-            means_lr,
-            scales_lr,
-            quats_lr,
-            opacities_lr,
-            colors_lr,
-            lr_decay,
-            ssim_weight,
-            label_start,
-            label_every,
-            label_weight,
-            label_gradient,
-            neighbors,
-        )
+        super().__init__(head, **settings)
         self.depth_weight, self.max_depth = depth_weight, max_depth
 
     def first_log_scales(self, cloud: PointCloud) -> Tensor:
