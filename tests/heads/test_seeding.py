@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from box_scene import BOXES, BoxFrames, box_scene
+from box_scene import BOXES, BoxFrames, box_scene, with_masks
 from scipy.spatial.transform import Rotation
 
 from panbench.heads.seeding import Seeds, seed_queries
+from panbench.scene import Frame, PanopticMap
 
 
 def owners_of_boxes(seeds: Seeds) -> list[set[int]]:
@@ -109,3 +110,26 @@ def test_seeding_is_deterministic_and_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(one.means, two.means)
     np.testing.assert_array_equal(one.owner, two.owner)
+
+
+class LidOfDrum(BoxFrames):
+    """The drum's mask is a corner of its lid, 15 by 15 cm; the rest of it has no label."""
+
+    def load(self, index: int) -> Frame:
+        frame = super().load(index)
+        assert frame.truth is not None
+        assert frame.depth is not None
+        points = frame.camera.unproject(frame.depth)
+        low, high = torch.tensor([0.3, -0.3, 0.49]), torch.tensor([0.45, -0.15, 0.51])
+        lid = ((points > low) & (points < high)).all(-1)
+        kept = (frame.truth.instance == 1) | lid
+        return with_masks(frame, PanopticMap(frame.truth.semantic * kept, frame.truth.instance * kept))
+
+
+def test_a_small_thing_keeps_its_seed_when_few_points_are_taken() -> None:
+    seeds = seed_queries(box_scene(LidOfDrum(width=160, height=120)), max_points=80)
+    assert len(seeds.means) == 2
+    sizes = np.bincount(seeds.owner)
+    small = int(sizes.argmin())
+    assert sizes[small] >= 5  # its share of the surface is 1/40, of 80 points 2
+    assert (np.abs(seeds.means[small] - [0.375, -0.225, 0.5]) < 0.05).all()

@@ -7,8 +7,8 @@ between views for that, and a mask that merges two objects in a few views is out
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from scipy.spatial.transform import Rotation
 from panbench.scene import Frame, Scene
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int32]
 _SPACING = 0.03  # metres: edge of the voxels on which mask points are thinned
+_MAX_VIEWS = 200  # evenly spread over the training frames: enough to outvote a bad mask
 _PIXEL_STEP = 2  # mask pixels that are back-projected, per axis
 _DEPTH_TOLERANCE = 0.06  # metres, plus 1 % of the depth: a point is seen where the sensor agrees this well
 _MIN_SCALE = 0.03  # metres: smallest standard deviation of a seed
@@ -42,20 +44,6 @@ class Seeds:
     owner: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _View:
-    """What one frame says of the points.
-
-    Attributes:
-        seen: [P], whether the frame sees it. mask: [P], id of the thing mask it lies in; 0: none, or not seen.
-        stuff: [P], whether it is seen on stuff.
-    """
-
-    seen: NDArray[np.bool_]
-    mask: NDArray[np.int64]
-    stuff: NDArray[np.bool_]
-
-
 def seed_queries(scene: Scene, *, max_points: int = 3000, min_points: int = 5, cut: float = 0.5) -> Seeds:
     """Group the thing-mask points of the training frames.
 
@@ -65,17 +53,18 @@ def seed_queries(scene: Scene, *, max_points: int = 3000, min_points: int = 5, c
         cut: two groups merge while they lie in the same mask in more than this share of their common views: those
             with a mask at both, summed over all pairs of points.
     """
-    frames = [f for f in scene.frames(scene.train) if f.masks is not None and f.depth is not None]
-    raw = [_mask_points(f) for f in frames]
-    points = _thin(np.concatenate(raw)) if raw else np.zeros((0, 3), np.float32)
-    views = [_look(f, points) for f in frames]
-    if len(points):
-        thing = np.sum([v.mask > 0 for v in views], axis=0)
-        stuff = np.sum([v.stuff for v in views], axis=0)
-        points, views = _take(points, views, (thing > stuff) & (thing > 0))
-        points, views = _take(points, views, _sample(views, max_points))
-    owner = _group(points, views, cut)
-    return _summarise(points, owner, min_points)
+    used = scene.train[:: -(-len(scene.train) // _MAX_VIEWS) or 1]
+
+    def frames() -> Iterator[Frame]:
+        """One at a time: all of them may not fit in memory."""
+        return (f for f in scene.frames(used) if f.masks is not None and f.depth is not None)
+
+    points = _thin([_mask_points(f) for f in frames()])
+    points = points[_on_things(points, frames())]
+    masks = [_look(f, points)[0] for f in frames()]
+    picked = _sample(masks, len(points), max_points)
+    points, masks = points[picked], [mask[picked] for mask in masks]
+    return _summarise(points, _group(points, masks, cut), min_points)
 
 
 def _mask_points(frame: Frame) -> Floats:
@@ -86,44 +75,52 @@ def _mask_points(frame: Frame) -> Floats:
     return frame.camera.unproject(frame.depth)[step, step][inside].numpy().astype(np.float32)
 
 
-def _thin(points: Floats) -> Floats:
+def _thin(points: list[Floats]) -> Floats:
     """Mean of the points in each voxel, in the order of the voxels."""
-    if not len(points):
-        return points
-    cells = np.floor(points / _SPACING).astype(np.int64)
-    _, inverse, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
-    sums = np.stack([np.bincount(inverse, points[:, k], len(count)) for k in range(3)], axis=1)
+    joined = np.concatenate([*points, np.zeros((0, 3), np.float32)])
+    if not len(joined):
+        return joined
+    cells = np.floor(joined / _SPACING).astype(np.int64)
+    cells -= cells.min(axis=0)
+    keys = np.ravel_multi_index(tuple(cells.T), tuple(cells.max(axis=0) + 1))
+    _, inverse, count = np.unique(keys, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(inverse, joined[:, k], len(count)) for k in range(3)], axis=1)
     return (sums / count[:, None]).astype(np.float32)
 
 
-def _take(points: Floats, views: list[_View], which: NDArray[Any]) -> tuple[Floats, list[_View]]:
-    return points[which], [_View(v.seen[which], v.mask[which], v.stuff[which]) for v in views]
+def _on_things(points: Floats, frames: Iterable[Frame]) -> NDArray[np.bool_]:
+    """Which points [P] more views show in the mask of a thing than on stuff."""
+    things, stuff = np.zeros((2, len(points)), np.int64)
+    for frame in frames:
+        mask, on_stuff = _look(frame, points)
+        things += mask > 0
+        stuff += on_stuff
+    return things > stuff
 
 
-def _sample(views: list[_View], count: int) -> NDArray[np.int64]:
-    """At most ``count`` of the points, spread evenly, denser on small masks.
+def _sample(masks: list[Ids], total: int, count: int) -> NDArray[np.int64]:
+    """At most ``count`` of ``total`` points, spread evenly, denser on small masks.
 
     A point's weight is the mean of 1/√(points in its mask) over the views that show it in one, so that an object gets
     points in proportion to its extent and not to its area: a cup is not lost beside a table, whatever the scale.
     """
-    total = len(views[0].mask)
     if total <= count:
         return np.arange(total)
-    weight, shown = np.zeros(total), np.zeros(total)
-    for view in views:
-        size = np.bincount(view.mask)
-        inside = view.mask > 0
-        weight[inside] += 1 / np.sqrt(size[view.mask[inside]])
+    weight, shown = np.zeros((2, total))
+    for mask in masks:
+        inside = mask > 0
+        weight[inside] += 1 / np.sqrt(np.bincount(mask)[mask[inside]])
         shown += inside
-    weight /= np.maximum(shown, 1)
+    weight /= shown
     # Systematic sampling: neighbours in the order of the voxels are thinned evenly, and nothing is drawn.
     steps = np.floor(np.cumsum(weight) * (count / weight.sum()))
     return np.flatnonzero(np.diff(steps, prepend=0.0) > 0)
 
 
-def _look(frame: Frame, points: Floats) -> _View:
-    """Project the points into a frame; one is seen if the sensor measured its depth there."""
+def _look(frame: Frame, points: Floats) -> tuple[Ids, NDArray[np.bool_]]:
+    """What a frame says of points [P]: the id of the thing mask each lies in (0: none, or not seen), and whether it is
+    seen on stuff. A point is seen if the sensor measured its depth there.
+    """
     assert frame.masks is not None
     assert frame.depth is not None
     pixels, z = frame.camera.project(torch.from_numpy(points))
@@ -132,12 +129,12 @@ def _look(frame: Frame, points: Floats) -> _View:
     x, y = x.clamp(0, frame.camera.width - 1), y.clamp(0, frame.camera.height - 1)
     measured = frame.depth[y, x]
     seen = (inside & (measured > 0) & ((measured - z).abs() < _DEPTH_TOLERANCE + 0.01 * z)).numpy()
-    mask = np.where(seen, frame.masks.instance[y, x].numpy().astype(np.int64), 0)
+    mask = np.where(seen, frame.masks.instance[y, x].numpy().astype(np.int32), 0)
     stuff = seen & (mask == 0) & (frame.masks.semantic[y, x].numpy() > 0)
-    return _View(seen, mask, stuff)
+    return mask, stuff
 
 
-def _group(points: Floats, views: list[_View], cut: float) -> NDArray[np.int64]:
+def _group(points: Floats, masks: list[Ids], cut: float) -> NDArray[np.int64]:
     """Greedy agglomeration: always the two groups whose points views show most consistently in one mask.
 
     Groups carry sums, so a pair of groups is judged by all views of all its points, and points that no view shows
@@ -146,9 +143,9 @@ def _group(points: Floats, views: list[_View], cut: float) -> NDArray[np.int64]:
     count = len(points)
     if count < 2:
         return np.zeros(count, np.int64)
-    columns = [v.mask == i for v in views for i in np.unique(v.mask[v.mask > 0])]
+    columns = [mask == i for mask in masks for i in np.unique(mask[mask > 0])]
     member = np.stack(columns, axis=1).astype(np.float32)
-    in_mask = np.stack([v.mask > 0 for v in views], axis=1).astype(np.float32)
+    in_mask = np.stack([mask > 0 for mask in masks], axis=1).astype(np.float32)
     tree = KDTree(points)
     near = tree.sparse_distance_matrix(tree, _NEAR).toarray() > 0
     same = member @ member.T + _NEAR_WEIGHT * near
