@@ -76,7 +76,7 @@ def markdown(table: dict[tuple[str, str], dict[str, Row]]) -> str:
         "`voxel-vote` fuses them in a voxel grid without training and reads the test frames off it **with their",
         "sensor depth**, which the trained methods never see.",
         "",
-        "The default settings were chosen by looking at scores on `scene9001_00`, `scene9100_00` and, for the seeding of",
+        "The default settings were chosen by looking at scores on `scene9001_00`, `scene9100_00` and, for seeding",
         "queries, `scene9101_00` to `scene9105_00`. Other scenes here were first run when the settings stood.",
         "",
         "Training times are those of these very runs, some of which shared their machine; they are no benchmark.",
