@@ -59,7 +59,8 @@ def furnished_room(count: int, seed: int = 0) -> Gaussians:
     """Gaussians on the sides of a room and on furniture boxes, and floaters between them.
 
     96 % lie on surfaces, uniformly by area; σ is 1 to 5 cm (log-uniform) along the first axis, 0.4 to 1 of that along
-    the second, 0.15 to 0.5 along the normal; 77 % of the opacities exceed ½. A smaller room is a prefix of a larger one.
+    the second, 0.15 to 0.5 along the normal; 77 % of the opacities exceed ½. A smaller room is the first part of a
+    larger one.
     """
     corners, sides, normals, owners = _faces(seed)
     area = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=-1)

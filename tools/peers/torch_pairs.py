@@ -1,8 +1,8 @@
 """A pure-torch rasterizer of the form that gsplat's torch reference has: a flat list of (pixel, Gaussian) pairs.
 
-Attributes are gathered for every pair, transmittance is a scan over the pairs of a pixel, features are multiplied pair by
-pair and added into the image by ``index_add``; autograd does the way back. As in published timings of that reference, the
-list of the pairs that contribute is given to it for free.
+Attributes are gathered for every pair, transmittance is a scan over the pairs of a pixel, features are multiplied pair
+by pair and added into the image by ``index_add``; autograd does the way back. As in the timings of that reference that
+this one stands in for, the list of the pairs that contribute is given to it for free.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ class Pairs(NamedTuple):
 
 def project(geometry: tuple[Tensor, ...], camera: Camera, near: float) -> tuple[Tensor, Tensor]:
     """Visible ids [M] and screen geometry [M, 7] of ellipsoids, differentiable."""
+    means, quats, log_scales, logits = geometry
     ids, screen, _ = reference.project(
-        *geometry,  # pyright: ignore[reportArgumentType]
+        means,
+        quats,
+        log_scales,
+        logits,
         camera.world_to_camera,
         camera.fx,
         camera.fy,
