@@ -12,7 +12,7 @@ from benchmark import report
 from benchmark.results import TARGETS, CaseResult, Results
 from benchmark.timing import Contestant, Plan, Sample, measure, ratio, summary
 from benchmark.views import PEERS, Case, PeerName, Views, agreement
-from benchmark.workload import NEAR, ROOM, cameras, furnished_room
+from benchmark.workload import NEAR, ROOM, SURFACES, cameras, furnished_room
 from panbench import ops
 from panbench.errors import UserError
 from panbench.ops.backend import load_cpu
@@ -47,7 +47,7 @@ def test_the_room_is_as_described() -> None:
     room = furnished_room(50_000)
     share = (room.opacity_logits > 0).float().mean()
     assert 0.76 < share < 0.78
-    floaters = (room.instance == room.instance.max()).float().mean()
+    floaters = (room.surface == SURFACES).float().mean()
     assert 0.037 < floaters < 0.043
     assert (room.means >= 0).all()
     assert (room.means <= torch.tensor(ROOM)).all()
@@ -59,7 +59,7 @@ def test_the_room_is_as_described() -> None:
 def test_gaussians_lie_flat_on_the_walls() -> None:
     room = furnished_room(2000)
     projected = ops.project(*room.geometry, cameras(64, 48)[0], kind="disc", near=NEAR)
-    wall = room.instance[projected.ids] == 2  # the side x = 0
+    wall = room.surface[projected.ids] == 2  # the side x = 0
     assert wall.any()
     towards = cameras(64, 48)[0].rotation @ torch.tensor([1.0, 0.0, 0.0])
     along = (projected.normals[wall] @ towards).abs()

@@ -18,6 +18,7 @@ from panbench.training.files import write_text
 
 PEER_TITLES = {
     "plain": "plain C++",
+    "plain 1 thread": "plain C++, 1 thread",
     "torch_pairs": "pure torch, pairs",
     "reference": "pure torch, tiles",
     "gsplat": "gsplat (CUDA)",
@@ -57,17 +58,17 @@ def figure(results: Results) -> str:
 
 def terminal(results: Results, console: Console) -> None:
     """Targets, and everyone's time in short."""
-    table = Table("forward + backward", "ours, ms", *PEER_TITLES.values())
+    times = Table("forward + backward", "ours, ms", *PEER_TITLES.values())
     for r in results.ordered():
         ratios = [r.ratio(f"{name} both", "both") for name in PEER_TITLES]
-        table.add_row(_name(r), _number(r.spread("both")), *(_number(v, "×") for v in ratios))
-    console.print(table)
-    table = Table("target", "bound", "worst", "case", "")
+        times.add_row(_name(r), _number(r.spread("both")), *(_number(v, "×") for v in ratios))
+    console.print(times)
+    targets = Table("target", "bound", "worst", "case", "")
     for target in TARGETS:
         worst = target.worst(results)
         name, value = (_name(worst[0]), worst[1]) if worst else ("", None)
-        table.add_row(target.name, _bound(target), _number(value), name, _verdict(target, value))
-    console.print(table)
+        targets.add_row(target.name, _bound(target), _number(value), name, _verdict(target, value))
+    console.print(targets)
 
 
 def _machine(results: Results) -> str:
@@ -98,15 +99,15 @@ def _targets(results: Results) -> str:
     rows: list[list[str]] = []
     for target in TARGETS:
         worst, best = target.worst(results), target.best(results)
-        found = [f"{_spread(at[1])}: {_name(at[0])}" if at else "–" for at in (worst, best)]
+        found = [f"{spread(at[1])}: {_name(at[0])}" if at else "–" for at in (worst, best)]
         rows.append([target.name, _bound(target), *found, _verdict(target, worst[1] if worst else None)])
-    return "### Targets\n\n" + _table(["target", "bound", "worst case", "best case", ""], rows)
+    return "### Targets\n\n" + table(["target", "bound", "worst case", "best case", ""], rows)
 
 
 def _times(results: Results) -> str:
     rows: list[list[str]] = []
     for r in results.ordered():
-        row = [_name(r), _spread(r.spread("forward")), _spread(r.spread("both"))]
+        row = [_name(r), spread(r.spread("forward")), spread(r.spread("both"))]
         for name in PEER_TITLES:
             row.append(_with_ratio(r, name))
         rows.append(row)
@@ -115,7 +116,7 @@ def _times(results: Results) -> str:
         "Medians over rounds (least – largest), ms per image. Peers: forward + backward, and how many times as long as "
         "ours, as a ratio taken within each round. c: contended."
     )
-    return f"### Times\n\n{note}\n\n" + _table(head, rows)
+    return f"### Times\n\n{note}\n\n" + table(head, rows)
 
 
 def _stages(results: Results) -> str:
@@ -124,13 +125,13 @@ def _stages(results: Results) -> str:
         stages, whole = r.stages(), r.median("both")
         wider = r.ratio("both", "both at 3 channels")
         cells = [f"{ms:.2f} ({100 * ms / whole:.0f} %)" for ms in stages.values()]
-        rows.append([_name(r), *cells, _spread(wider, 2)])
+        rows.append([_name(r), *cells, spread(wider, 2)])
     names = [name.replace("_", " ") for name in (*results.ordered()[0].stages(),)] if results.cases else []
     note = (
         "ms per image and share of forward + backward. Glue is what the whole takes beyond its stages: autograd, "
         "gathering and allocating."
     )
-    return f"### Stages\n\n{note}\n\n" + _table(["case", *names, "time in that of C = 3"], rows)
+    return f"### Stages\n\n{note}\n\n" + table(["case", *names, "time in that of C = 3"], rows)
 
 
 def _ceilings(results: Results) -> str:
@@ -145,9 +146,9 @@ def _ceilings(results: Results) -> str:
                 f"{r.work['contributions'] / 1e6:.2f} M" if roof else "–",
                 f"{r.work['contributions'] / pixels:.1f}" if roof else "–",
                 *([f"{100 * share:.0f} %" for share in roof] if roof else ["–", "–"]),
-                _spread(r.ratio("both 1 thread", "both"), 2),
-                _spread(r.ratio("both v3", "both"), 2),
-                _spread(r.ratio("both portable", "both"), 2),
+                spread(r.ratio("both 1 thread", "both"), 2),
+                spread(r.ratio("both v3", "both"), 2),
+                spread(r.ratio("both portable", "both"), 2),
             ]
         )
     note = (
@@ -158,7 +159,7 @@ def _ceilings(results: Results) -> str:
         "with AVX2 and without either (`PANBENCH_ISA`), in that of two threads with all this machine has."
     )
     head = ["case", "visible", "contributions", "per pixel", "roofline forward", "backward", "one thread", "AVX2"]
-    return f"### Ceilings\n\n{note}\n\n" + _table([*head, "portable"], rows)
+    return f"### Ceilings\n\n{note}\n\n" + table([*head, "portable"], rows)
 
 
 def _agreement(results: Results) -> str:
@@ -174,7 +175,7 @@ def _agreement(results: Results) -> str:
             absent.setdefault((PEER_TITLES[name], why), []).append(_name(r))
     head = ["peer", "cases", "image", "means", "quats", "log scales", "opacity", "features"]
     text = "### Agreement\n\nLargest relative L2 difference of a peer from ours, first view of each case.\n\n"
-    text += _table(head, rows)
+    text += table(head, rows)
     lines = [
         f"- {name}, not run: {why}" + ("." if len(where) == len(results.cases) else f": {'; '.join(where)}.")
         for (name, why), where in absent.items()
@@ -194,7 +195,7 @@ def _memory(results: Results) -> str:
         "beyond what the process held before (parameters, feature table, gradient of the image), each in a process of "
         "its own."
     )
-    return f"### Memory\n\n{note}\n\n" + _table(["who", "N", "visible", "C", "MiB"], rows)
+    return f"### Memory\n\n{note}\n\n" + table(["who", "N", "visible", "C", "MiB"], rows)
 
 
 def _mib(entry: dict[str, object]) -> str:
@@ -242,7 +243,7 @@ def _name(r: CaseResult) -> str:
 
 def _with_ratio(r: CaseResult, peer: str) -> str:
     times = r.ratio(f"{peer} both", "both")
-    return f"{r.median(f'{peer} both'):.0f} ms, {_spread(times, unit='×')}" if times else "–"
+    return f"{r.median(f'{peer} both'):.0f} ms, {spread(times, unit='×')}" if times else "–"
 
 
 def _number(value: Spread | None, unit: str = "") -> str:
@@ -250,7 +251,7 @@ def _number(value: Spread | None, unit: str = "") -> str:
     return f"{value.median:.{_digits(value)}f}{unit}{'' if value.clean else ' c'}" if value else "–"
 
 
-def _spread(value: Spread | None, digits: int = 1, unit: str = "") -> str:
+def spread(value: Spread | None, digits: int = 1, unit: str = "") -> str:
     """The median and what lies around it, marked if contended."""
     if value is None or value.low == value.high:
         return _number(value, unit)
@@ -273,6 +274,6 @@ def _verdict(target: Target, value: Spread | None) -> str:
     return "met" if target.met(value) else "missed"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -288,6 +288,8 @@ def field_of(views: Views, work: dict[str, float], threads: int, peers: list[str
             agree[name] = agreement(views.forward_backward(0), made.forward_backward(0))
             out += [Contestant(f"{name} forward", made.forward)]
             out += [Contestant(f"{name} both", made.forward_backward)]
+            if peer == "plain" and threads > 1:
+                out.append(Contestant("plain 1 thread both", made.forward_backward, lambda: _threads(1)))
     why = gsplat_cuda.why_not()
     if why:
         skipped["gsplat"] = why

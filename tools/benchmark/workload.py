@@ -19,7 +19,9 @@ ROOM = (5.0, 4.0, 2.8)
 CAMERAS = 8
 NEAR = 0.1
 
-_BOXES = 14
+BOXES, SIDES, BOX_FACES = 14, 6, 5
+SURFACES = SIDES + BOXES * BOX_FACES
+
 _FLOATERS = 0.04
 _CLEAR = 1.3  # no furniture within this distance of the middle, metres: cameras stand there
 _FOCAL = 577 / 640  # ScanNet's, in image widths
@@ -33,14 +35,14 @@ class Gaussians:
     Attributes:
         means: [N, 3], metres. quats: [N, 4], w x y z. log_scales: [N, 3], the third along the normal.
         opacity_logits: [N].
-        instance: [N], int64: 0 to 5 the sides of the room, then the boxes, then one id for all floaters.
+        surface: [N], int64: 0 to 5 the sides of the room, then five faces for each box, then one id for all floaters.
     """
 
     means: Tensor
     quats: Tensor
     log_scales: Tensor
     opacity_logits: Tensor
-    instance: Tensor
+    surface: Tensor
 
     @property
     def geometry(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,11 +50,11 @@ class Gaussians:
         return self.means, self.quats, self.log_scales, self.opacity_logits
 
     def features(self, channels: int, seed: int = 0) -> Tensor:
-        """Features [N, C] in 0 … 1: those of the instance, and a little noise."""
+        """Features [N, C] in 0 … 1: those of the surface, and a little noise."""
         generator = torch.Generator().manual_seed(seed)
-        per_instance = torch.rand(int(self.instance.max()) + 1, channels, generator=generator)
+        per_surface = torch.rand(SURFACES + 1, channels, generator=generator)
         noise = torch.rand(len(self.means), channels, generator=generator)
-        return 0.9 * per_instance[self.instance] + 0.1 * noise
+        return 0.9 * per_surface[self.surface] + 0.1 * noise
 
 
 def furnished_room(count: int, seed: int = 0) -> Gaussians:
@@ -62,18 +64,18 @@ def furnished_room(count: int, seed: int = 0) -> Gaussians:
     the second, 0.15 to 0.5 along the normal; 77 % of the opacities exceed ½. A smaller room is the first part of a
     larger one.
     """
-    corners, sides, normals, owners = _faces(seed)
+    corners, sides, normals = _faces(seed)
     area = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=-1)
     # One row a Gaussian: the first rows are the same for every count.
     draw = np.random.default_rng([seed, 1]).random((count, _DRAWS))
     face = np.searchsorted(np.cumsum(area) / area.sum(), draw[:, 0]).clip(max=len(area) - 1)
     along = draw[:, 1, None] * sides[face, 0] + draw[:, 2, None] * sides[face, 1]
-    means, normal, owner = corners[face] + along, normals[face], owners[face]
+    means, normal, surface = corners[face] + along, normals[face], face.astype(np.int64)
     floats = draw[:, 3] < _FLOATERS
     direction = ndtri(draw[:, 4:7].clip(1e-9, 1 - 1e-9))
     means[floats] = draw[floats, 0:3] * ROOM
     normal[floats] = (direction / np.linalg.norm(direction, axis=-1, keepdims=True))[floats]
-    owner[floats] = owners.max() + 1
+    surface[floats] = SURFACES
 
     half = np.pi * draw[:, 7]
     spin = np.stack([np.cos(half), np.zeros(count), np.zeros(count), np.sin(half)], axis=-1)
@@ -85,7 +87,7 @@ def furnished_room(count: int, seed: int = 0) -> Gaussians:
     logits = 1.48 + 2 * ndtri(draw[:, 11].clip(1e-6, 1 - 1e-6))
     upright = quats_with_normal(_tensor(normal))
     return Gaussians(
-        _tensor(means), _product(upright, _tensor(spin)), _tensor(scales), _tensor(logits), torch.from_numpy(owner)
+        _tensor(means), _product(upright, _tensor(spin)), _tensor(scales), _tensor(logits), torch.from_numpy(surface)
     )
 
 
@@ -104,12 +106,12 @@ def cameras(width: int, height: int, count: int = CAMERAS) -> list[Camera]:
     return out
 
 
-def _faces(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Corner [F, 3], sides [F, 2, 3], unit normal [F, 3] and owner [F] of the rectangles that bear Gaussians."""
-    faces = [(*face, i) for i, face in enumerate(_box_faces(np.zeros(3), np.array(ROOM)))]
+def _faces(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Corner [F, 3], sides [F, 2, 3] and unit normal [F, 3] of the rectangles that bear Gaussians."""
+    faces = _box_faces(np.zeros(3), np.array(ROOM))
     rng = np.random.default_rng([seed, 0])
     room = np.array(ROOM)
-    for box in range(_BOXES):
+    for _ in range(BOXES):
         size = rng.uniform([0.4, 0.4, 0.4], [1.0, 0.8, 1.8])
         low = np.zeros(3)
         while True:
@@ -118,9 +120,9 @@ def _faces(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray
             if np.hypot(*nearest) > _CLEAR:
                 break
         # Nobody sees the underside.
-        faces += [(*face, 6 + box) for face in _box_faces(low, low + size)[1:]]
-    corners, sides, normals, owners = zip(*faces, strict=True)
-    return np.stack(corners), np.stack(sides), np.stack(normals), np.array(owners)
+        faces += _box_faces(low, low + size)[1:]
+    corners, sides, normals = zip(*faces, strict=True)
+    return np.stack(corners), np.stack(sides), np.stack(normals)
 
 
 def _box_faces(
