@@ -36,7 +36,7 @@ from panbench.training.memory import keep_freed_memory
 MARKER = "bench_step"
 CASES = {
     "synthetic": [
-        "--model.voxel=0.02",  # of these frames that makes 50 thousand
+        "--model.voxel=0.072",  # makes 50 thousand Gaussians of these frames
         "--model.flat_voxel=0",
         "--model.head.max_queries=64",
         "--model.head.prune_after=0",

@@ -58,10 +58,10 @@ class RoomFrames:
     def _render(self, index: int) -> Frame:
         camera = self._cameras[index]
         (means, quats, log_scales, logits), features = self._room
-        seen = ops.project(means, quats, log_scales, logits, camera, kind="disc", near=NEAR)
+        seen = ops.project(means, quats, log_scales, logits, camera, kind="ellipsoid", near=NEAR)
         size = (camera.width, camera.height)
-        bins = ops.bin(seen.geometry, *size, kind="disc")
-        out = ops.blend(seen.geometry, features[seen.ids], bins, *size, kind="disc", near=NEAR)
+        bins = ops.bin(seen.geometry, *size, kind="ellipsoid")
+        out = ops.blend(seen.geometry, features[seen.ids], bins, *size, kind="ellipsoid", near=NEAR)
         surface = out.image[..., 3:].argmax(-1)
         solid = (out.alpha > 0.5) & (surface < SURFACES)
         box = torch.div(surface - SIDES, BOX_FACES, rounding_mode="floor")
