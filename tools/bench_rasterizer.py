@@ -1,6 +1,6 @@
 """Measure the rasterizer against other rasterizers and against this machine; write docs/performance.md.
 
-python tools/bench_rasterizer.py                                    # everything, about an hour on two cores
+python tools/bench_rasterizer.py                                    # everything: an hour or two on two cores
 python tools/bench_rasterizer.py --gaussians 10k 50k --sizes 320x240 --channels 3 128 --rounds 3
 python tools/bench_rasterizer.py --resume                           # go on after an interruption
 python tools/bench_rasterizer.py --memory                           # add the memory curve

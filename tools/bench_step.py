@@ -28,7 +28,7 @@ from benchmark.steps import PARTS, Pace, marked
 from benchmark.timing import CONTENDED, summary
 from panbench.cli.console import quieten_lightning
 from panbench.cli.train import PanbenchCLI
-from panbench.errors import UserError
+from panbench.errors import Interrupted, UserError
 from panbench.resources import find_config
 from panbench.training.files import write_text
 from panbench.training.memory import keep_freed_memory
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         console.print(f"stopped; {arguments.out} has the cases that were measured whole")
         return 130
     return 0

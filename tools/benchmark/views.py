@@ -205,7 +205,8 @@ def peer_memory(peer: PeerName, case: Case, work: dict[str, float], threads: int
     """Bytes that a peer is expected to take at most, forward and backward."""
     channels = case.channels
     if peer == "plain":
-        return 4 * ((threads + 1) * work["visible"] * channels + 2 * case.width * case.height * (channels + 8))
+        lists = 2 * work["contributions"] + case.width * case.height * 8
+        return 4 * ((threads + 1) * work["visible"] * channels + case.width * case.height * 2 * channels + lists)
     if peer == "torch_pairs":
         # Gathered features, products and their gradients, and some thirty numbers beside them.
         return 4 * work["contributions"] * (4 * channels + 60)
