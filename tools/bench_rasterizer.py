@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except KeyboardInterrupt:
                 stopped = True
                 console.print(f"stopped; {arguments.out} has what was measured, --resume goes on")
-        if not results.cases:
+        if not (results.cases or results.memory):
             return 130
         report.terminal(results, console)
         write_text(arguments.page.parent / CHART, report.figure(results))
