@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string_view>
 
 #include "pipeline.h"
 
@@ -194,13 +197,18 @@ int64_t longest_list(const BlendArgs& args) {
 }  // namespace
 
 const KernelTable& kernels() {
+  const char* const asked = std::getenv("PANBENCH_ISA");  // at every call: a process may compare tables
+  const std::string_view limit = asked && *asked ? asked : "v4";
+  if (limit != "v4" && limit != "v3" && limit != "portable")
+    throw std::runtime_error("PANBENCH_ISA must be v4, v3 or portable");
 #if defined(PB_HAVE_V4)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
+  if (limit == "v4" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     return panbench_kernels_v4;
 #endif
 #if defined(PB_HAVE_V3)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return panbench_kernels_v3;
+  if (limit != "portable" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return panbench_kernels_v3;
 #endif
   return panbench_kernels_portable;
 }

@@ -87,6 +87,7 @@ extern const KernelTable panbench_kernels_v4;
 #endif
 }
 
-const KernelTable& kernels();  // the best table for this processor
+// The best table for this processor, or the best one up to $PANBENCH_ISA (v4, v3, portable): for tests and measurements.
+const KernelTable& kernels();
 
 }  // namespace panbench

@@ -1,0 +1,46 @@
+"""The kernels compiled for each instruction set give the same images and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from panbench import ops
+from panbench.ops.backend import load_cpu
+from panbench.scene import Camera
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    load_cpu()
+
+
+def _render(kind: ops.Kind) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(200, 3, generator=generator) * 2 - 1 + torch.tensor([0.0, 0.0, 2.5])
+    log_scales = -2.5 + 0.5 * torch.randn(200, 3, generator=generator)
+    shape = (torch.randn(200, 4, generator=generator), log_scales, torch.zeros(200))
+    leaves = [t.requires_grad_() for t in (means, *shape)]
+    camera = Camera(50, 40, 40.0, 40.0, 25.0, 20.0, torch.eye(4))
+    projected = ops.project(*leaves, camera, kind=kind, near=0.1)
+    features = torch.rand(len(projected.ids), 19, generator=generator).requires_grad_()
+    bins = ops.bin(projected.geometry, 50, 40, kind=kind)
+    out = ops.blend(projected.geometry, features, bins, 50, 40, kind=kind, near=0.1)
+    loss = (out.image * torch.rand(out.image.shape, generator=generator)).sum() + out.depth.sum()
+    return [*(t.detach() for t in out), *torch.autograd.grad(loss, [*leaves, features])]
+
+
+@pytest.mark.parametrize("kind", ["ellipsoid", "disc"])
+@pytest.mark.parametrize("limit", ["v3", "portable"])
+def test_a_lower_instruction_set_gives_the_same(limit: str, kind: ops.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = _render(kind)
+    monkeypatch.setenv("PANBENCH_ISA", limit)
+    for lower, upper in zip(_render(kind), best, strict=True):
+        torch.testing.assert_close(lower, upper, rtol=1e-4, atol=1e-4 * float(upper.abs().max()))
+
+
+def test_an_unknown_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PANBENCH_ISA", "avx9")
+    with pytest.raises(RuntimeError, match="PANBENCH_ISA must be v4, v3 or portable"):
+        _render("disc")

@@ -1,0 +1,1 @@
+"""What the benchmark tools share: the workload, the machine, the clock, the report."""

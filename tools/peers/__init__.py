@@ -1,0 +1,1 @@
+"""Rasterizers of the forms in common use, written for comparison only."""
