@@ -2,7 +2,7 @@
 // when weights are formed, and on a rectangle of outputs when they are multiplied.
 #pragma once
 #include "../splat.h"
-#include "device.h"
+#include "matrix.h"
 
 namespace panbench {
 

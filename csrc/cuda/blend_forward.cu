@@ -177,9 +177,9 @@ class TensorProduct {
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        __syncwarp();
+        PB_WARP_BARRIER(staging_free);
         wmma::store_matrix_sync(mine, sum_[i][j], kSide, wmma::mem_row_major);
-        __syncwarp();
+        PB_WARP_BARRIER(staging_written);
         for (int k = lane; k < kSide * kSide; k += 32) {
           const TilePixel pixel(in, tile, (warp * kRows + i) * kSide + k / kSide);
           const int c = first + j * kSide + k % kSide;
@@ -218,7 +218,8 @@ __global__ void __launch_bounds__(kTilePixels) blend_product(BlendInput in, Blen
     for (int n = 0; n < kBatch; ++n)
       weights[n * kPixelRow + thread] =
           n < count ? state.blend<kind>(params + n * kParams, pixel, in.near_plane) : 0.0f;
-    PB_BARRIER(product_weighed);
+    // A warp multiplies the weights of its own pixels only.
+    PB_WARP_BARRIER(product_weighed);
     product.add(weights, features, count);
   }
   if (first_channel == 0) state.write(pixel, out);

@@ -8,22 +8,18 @@
 
 #ifdef PB_EMULATE
 #include "../emulator/emu.h"
-namespace panbench {
-namespace wmma = emu::wmma;
-}
-// Waits for the block. A name is unique to a place, so that a test can leave the barrier out and see the harm.
-#define PB_BARRIER(name)                                            \
+#define PB_EMULATED_BARRIER(name, whole_block)                      \
   do {                                                              \
     static const int number = panbench::emu::barrier_number(#name); \
-    panbench::emu::named_barrier(number);                           \
+    panbench::emu::named_barrier(number, whole_block);              \
   } while (0)
+// Waits for the block or the warp. A name is unique to a place, so that a test can leave the barrier out and see the harm.
+#define PB_BARRIER(name) PB_EMULATED_BARRIER(name, true)
+#define PB_WARP_BARRIER(name) PB_EMULATED_BARRIER(name, false)
 #else
 #include <cuda_runtime.h>
-#include <mma.h>
-namespace panbench {
-namespace wmma = nvcuda::wmma;
-}
 #define PB_BARRIER(name) __syncthreads()
+#define PB_WARP_BARRIER(name) __syncwarp()
 #endif
 
 namespace panbench {

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,21 @@ from torch import Tensor
 
 GEOMETRY_WIDTH = (7, 13)
 """Columns of ellipsoids' and discs' geometry."""
+
+OPERATORS = (
+    "project",
+    "project_backward",
+    "bin",
+    "blend",
+    "blend_backward",
+    "attend",
+    "attend_backward",
+    "spherical_harmonics",
+    "spherical_harmonics_backward",
+    "ssim",
+    "mask_losses",
+    "mask_losses_backward",
+)
 
 _TILE = 16
 _TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double}
@@ -27,14 +43,14 @@ class Library:
     Args:
         path: shared library.
         header: ``api.h``, its declarations.
-        stream: handle of the stream that calls on a device work on.
+        stream: makes a device current and gives the handle of the stream to work on.
     """
 
-    def __init__(self, path: Path, header: Path, stream: Callable[[torch.device], int]) -> None:
+    def __init__(self, path: Path, header: Path, stream: Callable[[torch.device], AbstractContextManager[int]]) -> None:
         self._library = ctypes.CDLL(str(path))
         self._stream = stream
         text = re.sub(r"//[^\n]*", "", header.read_text())
-        for result, name, parameters in re.findall(r"([\w ]+[ *])(pb_cuda_\w+)\(([^)]*)\);", text):
+        for result, name, parameters in re.findall(r"([\w *]+)\b(pb_cuda_\w+)\(([^)]*)\);", text):
             function = getattr(self._library, name)
             function.argtypes = [
                 ctypes.c_void_p if "*" in p else _TYPES[p.split()[-2]] for p in parameters.split(",") if p.strip()
@@ -47,7 +63,8 @@ class Library:
         Raises:
             RuntimeError: with CUDA's message, if work could not be put on the stream.
         """
-        code = self.ask(name, *arguments, self._stream(device))
+        with self._stream(device) as stream:
+            code = self.ask(name, *arguments, stream)
         if code != 0:
             message = self._library.pb_cuda_error(code).decode()
             raise RuntimeError(f"panbench: CUDA operator {name} failed: {message}")
@@ -56,6 +73,13 @@ class Library:
         """What ``pb_cuda_<name>`` returns."""
         passed = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         return getattr(self._library, f"pb_cuda_{name}")(*passed)
+
+
+@contextmanager
+def current_stream(device: torch.device) -> Generator[int, None, None]:
+    """Handle of torch's current stream on a CUDA device, which is made current."""
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
 
 
 class Operators:
@@ -214,6 +238,109 @@ class Operators:
         self._library.run("blend_backward", geometry.device, *inputs, *settings, *upstream, *grads)
         return grads
 
+    def attend(
+        self,
+        features: Tensor,
+        means: Tensor,
+        queries: Tensor,
+        query_means: Tensor,
+        query_roots: Tensor,
+        logarithm: bool,
+    ) -> Tensor:
+        inputs, sizes = _attend_inputs(features, means, queries, query_means, query_roots)
+        attention = features.new_empty(len(features), len(queries))
+        self._library.run("attend", features.device, *inputs, *sizes, logarithm, attention)
+        return attention
+
+    def attend_backward(
+        self,
+        features: Tensor,
+        means: Tensor,
+        queries: Tensor,
+        query_means: Tensor,
+        query_roots: Tensor,
+        logarithm: bool,
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs, sizes = _attend_inputs(features, means, queries, query_means, query_roots)
+        _check(grad, torch.float32, features.device, (len(features), len(queries)))
+        grads = (
+            torch.zeros_like(features),
+            torch.zeros_like(means),
+            torch.zeros_like(queries),
+            torch.zeros_like(query_means),
+            torch.zeros_like(query_roots),
+        )
+        self._library.run("attend_backward", features.device, *inputs, *sizes, logarithm, grad, *grads)
+        return grads
+
+    def spherical_harmonics(
+        self, dc: Tensor, rest: Tensor, means: Tensor, camera_position: Tensor, ids: Tensor, degree: int
+    ) -> Tensor:
+        arguments = _harmonics_arguments(dc, rest, means, camera_position, ids, degree)
+        colors = dc.new_empty(len(ids), 3)
+        self._library.run("spherical_harmonics", dc.device, *arguments, colors)
+        return colors
+
+    def spherical_harmonics_backward(
+        self,
+        dc: Tensor,
+        rest: Tensor,
+        means: Tensor,
+        camera_position: Tensor,
+        ids: Tensor,
+        degree: int,
+        grad_colors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = _harmonics_arguments(dc, rest, means, camera_position, ids, degree)
+        _check(grad_colors, torch.float32, dc.device, (len(ids), 3))
+        grads = torch.zeros_like(dc), torch.zeros_like(rest), torch.zeros_like(means)
+        self._library.run("spherical_harmonics_backward", dc.device, *arguments, grad_colors, *grads)
+        return grads
+
+    def ssim(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        height, width, channels = x.shape
+        for image in (x, y):
+            _check(image, torch.float32, x.device, (height, width, channels))
+        value, grad = x.new_empty(()), torch.empty_like(x)
+        partial = x.new_empty(3, height, width, channels)
+        sums = _rows(x, self._library.ask("ssim_blocks", height, width, channels), torch.float64)
+        self._library.run("ssim", x.device, x, y, height, width, channels, value, grad, partial, sums)
+        return value, grad
+
+    def mask_losses(
+        self, channels: Tensor, semantic: Tensor, pair: Tensor, columns: Tensor, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        arguments = _mask_arguments(channels, semantic, pair, columns, weight, epsilon)
+        sums = _rows(channels, 3 * len(columns) + 2, torch.float64).zero_()
+        tail, losses = _rows(channels, 2, torch.float64).zero_(), channels.new_empty(3)
+        self._library.run("mask_losses", channels.device, *arguments, sums, tail, losses)
+        return losses, sums
+
+    def mask_losses_backward(
+        self,
+        channels: Tensor,
+        semantic: Tensor,
+        pair: Tensor,
+        columns: Tensor,
+        weight: Tensor,
+        epsilon: float,
+        sums: Tensor,
+        upstream: Tensor,
+    ) -> Tensor:
+        arguments = _mask_arguments(channels, semantic, pair, columns, weight, epsilon)
+        _check(sums, torch.float64, channels.device, (3 * len(columns) + 2,))
+        _check(upstream, torch.float32, channels.device, (3,))
+        factors, grad = channels.new_empty(2 * len(columns) + 2), channels.new_empty(channels.shape)
+        self._library.run("mask_losses_backward", channels.device, *arguments, sums, upstream, factors, grad)
+        return grad
+
+
+def register(operators: Operators) -> None:
+    """Make these the kernels of ``torch.ops.panbench`` for CUDA tensors. Call once, after the schemas are known."""
+    for name in OPERATORS:
+        torch.library.register_kernel(f"panbench::{name}", "cuda", getattr(operators, name))
+
 
 def _check(tensor: Tensor, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...]) -> None:
     if (tensor.dtype, tensor.device, tensor.shape) != (dtype, device, shape) or not tensor.is_contiguous():
@@ -258,3 +385,48 @@ def _blend_inputs(
     if not 0 <= detached <= channels or channels < 1:
         raise RuntimeError(f"panbench: {detached} detached channels of {channels}")
     return geometry, features, tile_offsets, tile_ids
+
+
+def _attend_inputs(
+    features: Tensor, means: Tensor, queries: Tensor, query_means: Tensor, query_roots: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    (rows, dim), count = features.shape, len(queries)
+    for tensor, shape in (
+        (features, (rows, dim)),
+        (means, (rows, 3)),
+        (queries, (count, dim)),
+        (query_means, (count, 3)),
+        (query_roots, (count, 3, 3)),
+    ):
+        _check(tensor, torch.float32, features.device, shape)
+    return (features, means, queries, query_means, query_roots), (rows, dim, count)
+
+
+def _harmonics_arguments(
+    dc: Tensor, rest: Tensor, means: Tensor, camera_position: Tensor, ids: Tensor, degree: int
+) -> tuple[Tensor | int, ...]:
+    count, coefficients = len(dc), rest.shape[1]
+    if not 0 <= degree <= 3 or coefficients < (degree + 1) ** 2 - 1:
+        raise RuntimeError(f"panbench: degree {degree} with {coefficients} coefficients beyond the first")
+    for tensor, shape in (
+        (dc, (count, 3)),
+        (rest, (count, coefficients, 3)),
+        (means, (count, 3)),
+        (camera_position, (3,)),
+    ):
+        _check(tensor, torch.float32, dc.device, shape)
+    _check(ids, torch.int64, dc.device, (len(ids),))
+    return len(ids), ids, degree, coefficients, dc, rest, means, camera_position
+
+
+def _mask_arguments(
+    channels: Tensor, semantic: Tensor, pair: Tensor, columns: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor | float, ...]:
+    height, width, count = channels.shape
+    stride = channels.stride(1)
+    if channels.dtype != torch.float32 or channels.stride(2) != 1 or channels.stride(0) != stride * width:
+        raise RuntimeError("panbench: channels must be float32 with rows of equal stride")
+    for tensor, dtype in ((semantic, torch.int64), (pair, torch.int64), (weight, torch.float32)):
+        _check(tensor, dtype, channels.device, (height, width))
+    _check(columns, torch.int64, channels.device, (len(columns),))
+    return channels, height * width, count, stride, semantic, pair, columns, len(columns), weight, epsilon
