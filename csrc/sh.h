@@ -1,5 +1,7 @@
 // Real spherical harmonics to degree 3 with the signs of the public 3DGS implementations.
 #pragma once
+#include <cmath>
+
 #include "hd.h"
 
 namespace panbench {
@@ -53,6 +55,49 @@ PB_HD Vec3 sh_basis_gradient(int degree, Vec3 d, const float* h) {
   g.z += k1 * x * y * h[10] - k2 * 8 * y * z * h[11] + k3 * (6 * zz - 3 * xx - 3 * yy) * h[12] -
          k2 * 8 * x * z * h[13] + k4 * (xx - yy) * h[14];
   return g;
+}
+
+// Direction from the camera to a Gaussian.
+struct Direction {
+  Vec3 unit;
+  float inverse_length;
+};
+
+PB_HD Direction direction(const float* mean, Vec3 camera) {
+  const Vec3 offset = load3(mean) - camera;
+  const float inverse = 1.0f / sqrtf(fmaxf(dot(offset, offset), 1e-20f));
+  return {inverse * offset, inverse};
+}
+
+// 1/2 + sum over k of y[k] h_k, before negative values are cut off.
+PB_HD Vec3 sh_sum(int degree, const float* dc, const float* rest, const float* y) {
+  Vec3 c = Vec3{0.5f, 0.5f, 0.5f} + y[0] * load3(dc);
+  for (int k = 1; k < (degree + 1) * (degree + 1); ++k) c = c + y[k] * load3(rest + 3 * (k - 1));
+  return c;
+}
+
+PB_HD Vec3 sh_color(int degree, const float* dc, const float* rest, const float* mean, Vec3 camera) {
+  float y[16];
+  sh_basis(degree, direction(mean, camera).unit, y);
+  const Vec3 c = sh_sum(degree, dc, rest, y);
+  return {fmaxf(c.x, 0.0f), fmaxf(c.y, 0.0f), fmaxf(c.z, 0.0f)};
+}
+
+// Gradients of one Gaussian, written (not added); those of coefficients above the degree are left alone.
+PB_HD void sh_color_backward(int degree, const float* dc, const float* rest, const float* mean, Vec3 camera, Vec3 g,
+                             float* grad_dc, float* grad_rest, float* grad_mean) {
+  const Direction d = direction(mean, camera);
+  float y[16], h[16];
+  sh_basis(degree, d.unit, y);
+  const Vec3 c = sh_sum(degree, dc, rest, y);
+  g = {c.x > 0 ? g.x : 0.0f, c.y > 0 ? g.y : 0.0f, c.z > 0 ? g.z : 0.0f};
+  store3(grad_dc, y[0] * g);
+  for (int k = 1; k < (degree + 1) * (degree + 1); ++k) {
+    h[k] = dot(load3(rest + 3 * (k - 1)), g);
+    store3(grad_rest + 3 * (k - 1), y[k] * g);
+  }
+  const Vec3 gd = sh_basis_gradient(degree, d.unit, h);
+  store3(grad_mean, d.inverse_length * (gd - dot(d.unit, gd) * d.unit));
 }
 
 }  // namespace panbench

@@ -24,134 +24,12 @@ struct Scratch {
   }
 };
 
-void footprint_from(double xx, double xy, double yy, Footprint& f) {
-  // A hair of slack keeps edge-on discs from having an empty or indefinite ellipse.
-  xx += 1e-3;
-  yy += 1e-3;
-  const double inv = 1.0 / (xx * yy - xy * xy);
-  f.a = (float)(yy * inv);
-  f.b = (float)(-xy * inv);
-  f.c = (float)(xx * inv);
-}
-
-// Tiles first..last along one axis that a disc in front of the camera can reach: p >= edge needs a point (u, v) of the
-// cut disc with (M_p - edge M_w) . (u, v, 1) >= 0, whose largest value has a closed form.
-void reachable(Vec3 mp, Vec3 mw, float cut, int tiles, int& first, int& last) {
-  first = tiles;
-  last = -1;
-  for (int t = 0; t < tiles; ++t) {
-    const Vec3 lo = mp - (float)(t * kTile) * mw, hi = mp - (float)((t + 1) * kTile) * mw;
-    if (lo.z + cut * std::hypot(lo.x, lo.y) < 0.0f || hi.z - cut * std::hypot(hi.x, hi.y) > 0.0f) continue;
-    first = std::min(first, t);
-    last = t;
-  }
-}
-
-// Widens first..last by the tiles within `radius` of `center`.
-void widen(float center, float radius, int tiles, int& first, int& last) {
-  const float lo = std::max(center - radius, 0.0f) / kTile, hi = std::min((center + radius) / kTile, tiles - 0.5f);
-  if (!(hi >= 0.0f && lo < (float)tiles)) return;
-  first = std::min(first, (int)lo);
-  last = std::max(last, (int)hi);
-}
-
-Footprint footprint(const float* g, int kind, int tiles_x, int tiles_y) {
-  Footprint f{};
-  f.r2 = -1.0f;
-  if (kind == kEllipsoid) {
-    const double det = (double)g[2] * g[4] - (double)g[3] * g[3];
-    const double cut2 = 2.0 * std::log(255.0 * g[5]);
-    f.x = f.cx = g[0];
-    f.y = f.cy = g[1];
-    footprint_from(cut2 * g[4] / det, -cut2 * g[3] / det, cut2 * g[2] / det, f);
-    return f;
-  }
-  const float cut2 = 2.0f * std::log(255.0f * g[11]);
-  f.cx = g[9];
-  f.cy = g[10];
-  f.r2 = 0.5f * cut2 * 1.0001f + 1e-4f;
-  float xx, xy, yy;
-  if (disc_ellipse(load3(g), load3(g + 3), load3(g + 6), std::max(cut2, 0.0f), f.x, f.y, xx, xy, yy)) {
-    footprint_from(std::max(xx, 0.0f), xy, std::max(yy, 0.0f), f);
-  } else {
-    f.unbounded = 1;
-    f.x = f.cx;
-    f.y = f.cy;
-    f.a = f.c = 1e-12f;
-    const float cut = std::sqrt(std::max(cut2, 0.0f)), radius = std::sqrt(f.r2);
-    reachable(load3(g), load3(g + 6), cut, tiles_x, f.x0, f.x1);
-    reachable(load3(g + 3), load3(g + 6), cut, tiles_y, f.y0, f.y1);
-    if (f.x0 > f.x1 || f.y0 > f.y1) f.x0 = tiles_x, f.x1 = -1, f.y0 = tiles_y, f.y1 = -1;
-    widen(f.cx, radius, tiles_x, f.x0, f.x1);
-    widen(f.cy, radius, tiles_y, f.y0, f.y1);
-  }
-  return f;
-}
-
 std::vector<Footprint> footprints(const float* geometry, int64_t visible, int kind, int tiles_x, int tiles_y) {
   const int width = geometry_width(kind);
   std::vector<Footprint> out(visible);
 #pragma omp parallel for schedule(static)
   for (int64_t m = 0; m < visible; ++m) out[m] = footprint(geometry + m * width, kind, tiles_x, tiles_y);
   return out;
-}
-
-// Extent in x of the ellipse within the strip y0 <= y <= y1 (relative to its centre); false if they do not meet.
-bool ellipse_span(const Footprint& f, float y0, float y1, float& lo, float& hi) {
-  const double det = (double)f.a * f.c - (double)f.b * f.b;
-  const double reach_y = std::sqrt(f.a / det), reach_x = std::sqrt(f.c / det);
-  if (y0 > reach_y || y1 < -reach_y) return false;
-  const double y_at_right = -f.b / f.c * reach_x;
-  const double a = std::clamp((double)y0, -reach_y, reach_y), b = std::clamp((double)y1, -reach_y, reach_y);
-  const auto root = [&](double y) { return std::sqrt(std::max(0.0, f.a - det * y * y)) / f.a; };
-  const double ma = -f.b / f.a * a, mb = -f.b / f.a * b;
-  double right = std::max(ma + root(a), mb + root(b)), left = std::min(ma - root(a), mb - root(b));
-  if (y_at_right >= a && y_at_right <= b) right = reach_x;
-  if (-y_at_right >= a && -y_at_right <= b) left = -reach_x;
-  lo = (float)left;
-  hi = (float)right;
-  return true;
-}
-
-// Calls visit(tile_y, first_tile_x, last_tile_x) for the tiles that a footprint may touch.
-template <typename Visit>
-void for_tiles(const Footprint& f, int tiles_x, int tiles_y, const Visit& visit) {
-  if (f.unbounded) {
-    for (int ty = f.y0; ty <= f.y1 && f.x0 <= f.x1; ++ty) visit(ty, f.x0, f.x1);
-    return;
-  }
-  const double det = (double)f.a * f.c - (double)f.b * f.b;
-  float reach = (float)std::sqrt(f.a / det);
-  float top = f.y - reach, bottom = f.y + reach;
-  const float radius = f.r2 > 0 ? std::sqrt(f.r2) : 0.0f;
-  if (radius > 0) {
-    top = std::min(top, f.cy - radius);
-    bottom = std::max(bottom, f.cy + radius);
-  }
-  const float limit = (float)(tiles_y * kTile);
-  if (!(bottom > 0.0f && top < limit)) return;
-  const int ty0 = std::max(0, (int)std::floor(std::max(top, 0.0f) / kTile));
-  const int ty1 = std::min(tiles_y - 1, (int)std::floor(std::min(bottom, limit - 1) / kTile));
-  for (int ty = ty0; ty <= ty1; ++ty) {
-    const float y0 = (float)(ty * kTile), y1 = y0 + kTile;
-    float lo = 1e30f, hi = -1e30f, a, b;
-    if (ellipse_span(f, y0 - f.y, y1 - f.y, a, b)) {
-      lo = f.x + a;
-      hi = f.x + b;
-    }
-    if (radius > 0) {
-      const float dy = std::clamp(f.cy, y0, y1) - f.cy;
-      if (dy * dy <= f.r2) {
-        const float w = std::sqrt(f.r2 - dy * dy);
-        lo = std::min(lo, f.cx - w);
-        hi = std::max(hi, f.cx + w);
-      }
-    }
-    if (!(hi > 0.0f && lo < (float)(tiles_x * kTile) && lo <= hi)) continue;
-    const int tx0 = std::max(0, (int)std::floor(std::max(lo, 0.0f) / kTile));
-    const int tx1 = std::min(tiles_x - 1, (int)std::floor(std::min(hi, (float)(tiles_x * kTile) - 1) / kTile));
-    if (tx0 <= tx1) visit(ty, tx0, tx1);
-  }
 }
 
 // Rows by ascending depth, ties by row: least-significant-digit radix sort of the positive floats' bits.
@@ -225,10 +103,12 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
   std::vector<Span> spans;
   spans.reserve(visible * 2);
   for (const int32_t row : order) {
-    for_tiles(prints[row], tiles_x, tiles_y, [&](int ty, int tx0, int tx1) {
+    int ty, last_row, tx0, tx1;
+    for (tile_rows(prints[row], tiles_y, ty, last_row); ty <= last_row; ++ty) {
+      if (!tile_span(prints[row], ty, tiles_x, tx0, tx1)) continue;
       spans.push_back({row, ty * tiles_x + tx0, ty * tiles_x + tx1});
       for (int t = tx0; t <= tx1; ++t) ++lists.offsets[(size_t)ty * tiles_x + t + 1];
-    });
+    }
   }
   for (size_t t = 1; t < lists.offsets.size(); ++t) lists.offsets[t] += lists.offsets[t - 1];
   lists.ids.resize(lists.offsets.back());

@@ -4,15 +4,14 @@
 // block. For a block, the blending weights W [hits, 16 pixels] are formed first; every channel of every kind is then
 // Out = W^T F, the gradient of the features is dF = W dOut, and only dW = F dOut^T of the attached channels goes back
 // into geometry.
+#include "../splat.h"
 #include "kernels.h"
-
 #include "simd.h"
 
 namespace panbench {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kParams = 16;  // floats of tile-local parameters a candidate has
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
 constexpr int kHitGroup = 8;
@@ -20,28 +19,6 @@ constexpr int kHitGroup = 8;
 constexpr int kPixelGroup = 4;
 constexpr int kHitGroup = 4;
 #endif
-
-// Tile-local parameters. Ellipsoid: x, y, a, b, c, opacity, z. Disc: Z0 (3), Zx (3), Zy (3), M_w (3), c_x, c_y, opacity:
-// (zeta_x, zeta_y, zeta_z)(p) = Z0 + p_x Zx + p_y Zy is the ray-disc intersection in homogeneous disc coordinates.
-void tile_parameters(const BlendArgs& a, int32_t id, float x0, float y0, float* p) {
-  if (a.kind == kEllipsoid) {
-    const float* g = a.geometry + (int64_t)id * kEllipsoidGeometry;
-    p[0] = g[0] - x0;
-    p[1] = g[1] - y0;
-    for (int k = 2; k < 7; ++k) p[k] = g[k];
-    return;
-  }
-  const float* g = a.geometry + (int64_t)id * kDiscGeometry;
-  const Vec3 mw = load3(g + 6);
-  const Vec3 mu = load3(g) - x0 * mw, mv = load3(g + 3) - y0 * mw;
-  store3(p, cross(mu, mv));
-  store3(p + 3, cross(mv, mw));
-  store3(p + 6, cross(mw, mu));
-  store3(p + 9, mw);
-  p[12] = g[9] - x0;
-  p[13] = g[10] - y0;
-  p[14] = g[11];
-}
 
 // Candidates of a tile with their footprints as arrays, for testing sixteen at a time against a block.
 struct Tile {
@@ -75,6 +52,10 @@ int64_t blend_scratch(int64_t hits, int stride) {
   return floats * 4 + 64 * 32;
 }
 
+PB_INLINE const float* geometry_row(const BlendArgs& a, int32_t id) {
+  return a.geometry + (int64_t)id * geometry_width(a.kind);
+}
+
 Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   const int32_t begin = a.tile_offsets[tile], end = a.tile_offsets[tile + 1];
   Tile t;
@@ -86,7 +67,7 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   for (float** array : arrays) *array = take(scratch, t.padded);
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   for (int i = 0; i < t.count; ++i) {
-    tile_parameters(a, t.ids[i], x0, y0, t.params + i * kParams);
+    tile_parameters(a.kind, geometry_row(a, t.ids[i]), x0, y0, t.params + i * kParams);
     const Footprint& f = a.footprints[t.ids[i]];
     t.x[i] = f.x - x0;
     t.y[i] = f.y - y0;
@@ -316,37 +297,6 @@ PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, c
   }
 }
 
-// Geometry gradients of one tile's candidate from its sums over pixels (in `m`), added to its row.
-PB_INLINE void finish_geometry(const BlendArgs& a, int tile, int32_t id, const float* m, float* row) {
-  if (a.kind == kEllipsoid) {
-    // m: sum of g_sigma times (1, dx, dy, dx^2, dx dy, dy^2), then g_z.
-    const float* g = a.geometry + (int64_t)id * kEllipsoidGeometry;
-    row[0] += g[2] * m[1] + g[3] * m[2];
-    row[1] += g[3] * m[1] + g[4] * m[2];
-    row[2] += 0.5f * m[3];
-    row[3] += m[4];
-    row[4] += 0.5f * m[5];
-    row[5] -= m[0] / g[5];
-    row[6] += m[6];
-    return;
-  }
-  // m: sum of g_zeta times (1, p_x, p_y) (9), g_d (u, v, 1) (3), g_c (2), g_opacity.
-  const float* g = a.geometry + (int64_t)id * kDiscGeometry;
-  const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
-  const Vec3 mw = load3(g + 6);
-  const Vec3 mu = load3(g) - x0 * mw, mv = load3(g + 3) - y0 * mw;
-  const Vec3 a0 = load3(m), ax = load3(m + 3), ay = load3(m + 6);
-  const Vec3 gu = cross(mv, a0) + cross(ay, mw);
-  const Vec3 gv = cross(a0, mu) + cross(mw, ax);
-  const Vec3 gw = cross(ax, mv) + cross(mu, ay) + load3(m + 9) - x0 * gu - y0 * gv;
-  store3(row, load3(row) + gu);
-  store3(row + 3, load3(row + 3) + gv);
-  store3(row + 6, load3(row + 6) + gw);
-  row[9] += m[12];
-  row[10] += m[13];
-  row[11] += m[14];
-}
-
 template <int kind>
 PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const BlendGradOut& out, int tile,
                              char* scratch) {
@@ -466,8 +416,13 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
       }
     }
   }
-  for (int i = 0; i < t.count; ++i)
-    finish_geometry(a, tile, t.ids[i], moments + i * kLanes, out.geometry + (int64_t)out.local[t.ids[i]] * kLanes);
+  const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
+  for (int i = 0; i < t.count; ++i) {
+    float gradient[kDiscGeometry];
+    geometry_gradient(kind, geometry_row(a, t.ids[i]), x0, y0, moments + i * kLanes, gradient);
+    float* row = out.geometry + (int64_t)out.local[t.ids[i]] * kLanes;
+    for (int k = 0; k < geometry_width(kind); ++k) row[k] += gradient[k];
+  }
 }
 
 void blend_forward(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {

@@ -2,18 +2,9 @@
 #pragma once
 #include <cstdint>
 
-#include "../hd.h"
+#include "../footprint.h"
 
 namespace panbench {
-
-// Screen ellipse {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around (x, y), together with a disc of squared radius r2 around
-// (cx, cy): outside of both a Gaussian's alpha is below 1/255. `unbounded` marks a disc that crosses the camera plane:
-// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0).
-struct Footprint {
-  float x, y, a, b, c, cx, cy, r2;
-  int unbounded;
-  int x0, x1, y0, y1;
-};
 
 struct BlendArgs {
   int kind, width, height, tiles_x, tiles_y;

@@ -60,56 +60,23 @@ void project_backward(const Gaussians& g, const View& view, int kind, const int6
   }
 }
 
-namespace {
-
-struct Direction {
-  Vec3 unit;
-  float inverse_length;
-};
-
-inline Direction direction(const float* mean, Vec3 camera) {
-  const Vec3 offset = load3(mean) - camera;
-  const float inverse = 1.0f / std::sqrt(std::max(dot(offset, offset), 1e-20f));
-  return {inverse * offset, inverse};
-}
-
-}  // namespace
-
 void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                          const float* rest, const float* means, Vec3 camera, float* colors) {
-  const int used = (degree + 1) * (degree + 1);
 #pragma omp parallel for schedule(static)
   for (int64_t m = 0; m < visible; ++m) {
     const int64_t i = ids[m];
-    float y[16];
-    sh_basis(degree, direction(means + 3 * i, camera).unit, y);
-    Vec3 c = Vec3{0.5f, 0.5f, 0.5f} + y[0] * load3(dc + 3 * i);
-    for (int k = 1; k < used; ++k) c = c + y[k] * load3(rest + (i * rest_count + k - 1) * 3);
-    store3(colors + 3 * m, {std::max(c.x, 0.0f), std::max(c.y, 0.0f), std::max(c.z, 0.0f)});
+    store3(colors + 3 * m, sh_color(degree, dc + 3 * i, rest + 3 * rest_count * i, means + 3 * i, camera));
   }
 }
 
 void spherical_harmonics_backward(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                                   const float* rest, const float* means, Vec3 camera, const float* grad_colors,
                                   float* grad_dc, float* grad_rest, float* grad_means) {
-  const int used = (degree + 1) * (degree + 1);
 #pragma omp parallel for schedule(static)
   for (int64_t m = 0; m < visible; ++m) {
-    const int64_t i = ids[m];
-    const Direction d = direction(means + 3 * i, camera);
-    float y[16], h[16];
-    sh_basis(degree, d.unit, y);
-    Vec3 c = Vec3{0.5f, 0.5f, 0.5f} + y[0] * load3(dc + 3 * i);
-    for (int k = 1; k < used; ++k) c = c + y[k] * load3(rest + (i * rest_count + k - 1) * 3);
-    Vec3 g = load3(grad_colors + 3 * m);
-    g = {c.x > 0 ? g.x : 0.0f, c.y > 0 ? g.y : 0.0f, c.z > 0 ? g.z : 0.0f};
-    store3(grad_dc + 3 * i, y[0] * g);
-    for (int k = 1; k < used; ++k) {
-      h[k] = dot(load3(rest + (i * rest_count + k - 1) * 3), g);
-      store3(grad_rest + (i * rest_count + k - 1) * 3, y[k] * g);
-    }
-    const Vec3 gd = sh_basis_gradient(degree, d.unit, h);
-    store3(grad_means + 3 * i, d.inverse_length * (gd - dot(d.unit, gd) * d.unit));
+    const int64_t i = ids[m], r = 3 * rest_count * i;
+    sh_color_backward(degree, dc + 3 * i, rest + r, means + 3 * i, camera, load3(grad_colors + 3 * m), grad_dc + 3 * i,
+                      grad_rest + r, grad_means + 3 * i);
   }
 }
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from panbench.errors import UserError
 from panbench.ops import backend, build
@@ -72,6 +73,72 @@ def test_a_back_end_that_was_asked_for_does_not_fall_back(monkeypatch: pytest.Mo
     for ask in (lambda: backend.choose("cpu"), lambda: backend.resolve("cpu")):
         with pytest.raises(build.BuildError, match="is not a program"):
             ask()
+
+
+def test_cuda_without_a_gpu_is_one_line_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(build.BuildError, match="is built without CUDA; install a CUDA build of it") as error:
+        backend.choose("cuda")
+    one_line(error.value)
+    monkeypatch.setattr(backend, "_state", backend._State())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(build.BuildError, match="finds no GPU; nvidia-smi says whether the driver does") as error:
+        backend.resolve("cuda")
+    one_line(error.value)
+
+
+@pytest.fixture
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one GPU of compute capability 9.0."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_a_gpu_without_nvcc_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    with pytest.raises(build.BuildError, match=r"nvcc is neither on PATH nor in \$CUDA_HOME; install") as error:
+        backend.load_cuda()
+    one_line(error.value)
+    with caplog.at_level(logging.WARNING):
+        assert backend.resolve(device="cuda") == "reference"
+    assert "the CUDA operators do not work here: nvcc is neither" in caplog.text
+    assert backend.resolve(device="cuda") == "reference"
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_kernels_are_compiled_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "nvcc"
+    script.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/calls"\necho "a.cu(3): error: no such thing"\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(build.BuildError, match=r"CUDA operators for sm_90 failed: a\.cu\(3\): error: no such thing"):
+        backend.load_cuda()
+    assert "arch=compute_90,code=sm_90" in (tmp_path / "calls").read_text()
+
+
+def test_a_back_end_that_was_asked_for_takes_no_tensor_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_state", backend._State(loaded=True))
+    backend.choose("cpu")
+    with pytest.raises(UserError, match="the cpu back end was asked for, but the tensors are on cuda; choose auto"):
+        backend.resolve(device="cuda")
+
+
+def test_auto_follows_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_state", backend._State(loaded=True, cuda_loaded=True))
+    assert backend.resolve(device="cpu") == "cpu"
+    assert backend.resolve(device="cuda") == "cuda"
+    assert backend.resolve() == "cuda"
+    assert backend.reason() == "auto: the CUDA operators are compiled and loaded"
+    assert backend.resolve(device="cpu") == "cpu"
+    assert backend.resolve(device="mps") == "reference"
 
 
 def test_an_unknown_back_end_lists_the_known_ones() -> None:

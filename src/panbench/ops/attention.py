@@ -33,7 +33,7 @@ def attend(
     Returns:
         A [M, Q] in [0, 1], or its logarithm.
     """
-    if resolve(backend) == "reference":
+    if resolve(backend, features.device.type) == "reference":
         return reference.attend(
             features, means, queries, query_means, query_log_scales, query_quats, logarithm=logarithm
         )

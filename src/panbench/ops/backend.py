@@ -1,25 +1,27 @@
 """Which back end runs the operators, decided once and said aloud.
 
-``reference`` is pure torch: the specification, any dtype, slow. ``cpu`` is C++, float32. ``auto`` takes the fastest one
-that works and logs which and why; it never falls back in silence.
+``reference`` is pure torch: the specification, any dtype and device, slow. ``cpu`` is C++ and ``cuda`` is CUDA, both
+float32. ``auto`` takes the fastest one that works on the device where the tensors are and logs which and why; it never
+falls back in silence.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from panbench.errors import UserError
 from panbench.ops import build
+from panbench.resources import asset
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["reference", "cpu"]
-BACKENDS: tuple[Backend, ...] = ("reference", "cpu")
+Backend = Literal["reference", "cpu", "cuda"]
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "cuda")
 
 
 @dataclass
@@ -28,8 +30,13 @@ class _State:
 
     loaded: bool = False
     failure: build.BuildError | None = None
+    cuda_loaded: bool = False
+    cuda_failure: build.BuildError | None = None
     chosen: Backend | None = None
     reason: str = ""
+    automatic_for: str = ""
+    """Device of an automatic choice; empty if the back end was asked for by name."""
+    announced: set[str] = field(default_factory=set[str])
 
 
 _state = _State()
@@ -60,38 +67,108 @@ def load_cpu() -> None:
     _state.loaded = True
 
 
-def choose(name: str | None = None) -> Backend:
+def load_cuda() -> None:
+    """Compile if needed and load the CUDA operators. They share schemas and gradients with the C++ ones.
+
+    Raises:
+        BuildError: without a GPU that torch can use, without nvcc, or as :func:`load_cpu`.
+    """
+    if _state.cuda_loaded:
+        return
+    if _state.cuda_failure is not None:
+        raise _state.cuda_failure
+    from panbench.ops import cuda
+
+    try:
+        architectures = _architectures()
+        library = build.build_cuda(architectures)
+        load_cpu()
+        try:
+            operators = cuda.Operators(cuda.Library(library, asset("csrc") / "cuda" / "api.h", cuda.current_stream))
+        except OSError as error:
+            raise build.BuildError(f"{library}: cannot load the operators: {error}; delete the folder") from error
+    except build.BuildError as error:
+        _state.cuda_failure = error
+        raise
+    cuda.register(operators)
+    _state.cuda_loaded = True
+
+
+def _architectures() -> tuple[str, ...]:
+    """Compute capabilities of this machine's GPUs.
+
+    Raises:
+        BuildError: if torch can use none.
+    """
+    if torch.version.cuda is None:
+        raise build.BuildError(f"torch {torch.__version__} is built without CUDA; install a CUDA build of it")
+    if not torch.cuda.is_available():
+        raise build.BuildError(f"torch {torch.__version__} finds no GPU; nvidia-smi says whether the driver does")
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return tuple(f"{major}{minor}" for major, minor in sorted(found))
+
+
+def _load(backend: Backend) -> str:
+    """Make a back end ready; says in a few words what it is."""
+    if backend == "cpu":
+        load_cpu()
+        return "the C++ operators are compiled and loaded"
+    if backend == "cuda":
+        load_cuda()
+        return "the CUDA operators are compiled and loaded"
+    return "pure torch"
+
+
+def choose(name: str | None = None, device: str = "cpu") -> Backend:
     """Fix the back end of this process: a name, ``auto``, or None for ``$PANBENCH_BACKEND`` (default ``auto``).
+
+    Args:
+        device: where the tensors are ("cpu", "cuda"); decides what ``auto`` takes.
 
     Raises:
         UserError: unknown name, or a named back end that does not work here.
     """
     wanted = name or os.environ.get("PANBENCH_BACKEND") or "auto"
+    _state.automatic_for = device if wanted == "auto" else ""
     if wanted == "auto":
+        fastest: Backend = {"cpu": "cpu", "cuda": "cuda"}.get(device, "reference")  # pyright: ignore[reportAssignmentType]
         try:
-            load_cpu()
-            _state.chosen, _state.reason = "cpu", "auto: the C++ operators are compiled and loaded"
+            _state.reason = f"auto: {_load(fastest)}"
+            _state.chosen = fastest
         except build.BuildError as error:
-            _state.chosen, _state.reason = "reference", f"auto: the C++ operators do not work here: {error}"
-            logger.warning("back end: reference (slow). %s", _state.reason)
-    elif wanted == "cpu":
-        load_cpu()
-        _state.chosen, _state.reason = "cpu", "asked for"
-    elif wanted == "reference":
-        _state.chosen, _state.reason = "reference", "asked for"
+            what = "CUDA" if fastest == "cuda" else "C++"
+            _state.chosen, _state.reason = "reference", f"auto: the {what} operators do not work here: {error}"
+            if device not in _state.announced:
+                logger.warning("back end: reference (slow). %s", _state.reason)
+    elif wanted in BACKENDS:
+        _load(wanted)
+        _state.chosen, _state.reason = wanted, "asked for"
     else:
         raise UserError(f"unknown back end {wanted!r}; there are auto, {', '.join(BACKENDS)}")
-    logger.info("back end: %s (%s)", _state.chosen, _state.reason)
+    if device not in _state.announced or not _state.automatic_for:
+        logger.info("back end: %s (%s)", _state.chosen, _state.reason)
+        _state.announced.add(device)
     return _state.chosen
 
 
-def resolve(backend: Backend | None = None) -> Backend:
-    """The back end of one call: the one given, else the process's choice (made now if none was made)."""
+def resolve(backend: Backend | None = None, device: str | None = None) -> Backend:
+    """The back end of one call: the one given, else the process's choice (made now if none was made).
+
+    Args:
+        device: where the call's tensors are; None if that does not matter.
+
+    Raises:
+        UserError: a compiled back end that was asked for cannot work on that device, or not at all.
+    """
     if backend is not None:
-        if backend == "cpu":
-            load_cpu()
-        return backend
-    return _state.chosen or choose()
+        _load(backend)
+    elif _state.chosen is None or (device and _state.automatic_for and device != _state.automatic_for):
+        backend = choose(device=device or "cpu")
+    else:
+        backend = _state.chosen
+    if device and backend != "reference" and backend != device:
+        raise UserError(f"the {backend} back end was asked for, but the tensors are on {device}; choose auto")
+    return backend
 
 
 def reason() -> str:
@@ -100,10 +177,12 @@ def reason() -> str:
 
 
 def describe() -> list[tuple[str, bool, str]]:
-    """(name, available, why) of every back end. Compiles the C++ operators if that was not done yet."""
-    try:
-        load_cpu()
-        works, why = True, f"C++ operators in {build.build().parent}"
-    except build.BuildError as error:
-        works, why = False, str(error)
-    return [("reference", True, f"pure torch {torch.__version__}"), ("cpu", works, why)]
+    """(name, available, why) of every back end. Compiles the operators if that was not done yet."""
+    out = [("reference", True, f"pure torch {torch.__version__}")]
+    for name, load in (("cpu", load_cpu), ("cuda", load_cuda)):
+        try:
+            load()
+            out.append((name, True, f"compiled operators in {build.cache_folder() / 'ops'}"))
+        except build.BuildError as error:
+            out.append((name, False, str(error)))
+    return out

@@ -1,4 +1,4 @@
-"""Compiles the C++ operators on first use, once per machine and version, and loads them.
+"""Compiles the C++ and the CUDA operators on first use, once per machine and version.
 
 The build folder's name is a hash of sources, flags, compiler and torch, so nothing stale is ever loaded. A file lock
 serialises concurrent builds; the system releases it when its holder ends, however it ends.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ from panbench.resources import asset
 
 logger = logging.getLogger(__name__)
 
-_LIBRARY = "panbench_cpu.so"
 _COMMON = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-psabi")
 # Torch 2.11's stable ABI: newer torch loads it too.
@@ -58,41 +58,107 @@ def compiler() -> tuple[str, str]:
     raise BuildError(f"{what}; install g++ (Debian: apt install g++) or choose the slow reference back end")
 
 
-def _objects() -> list[tuple[str, str, tuple[str, ...]]]:
-    """(object, source, flags) of everything that goes into the library."""
-    abi = (_ABI, *(f"-isystem{path}" for path in _torch_includes()))
-    tables = [("portable", ())]
+def nvcc() -> tuple[str, str]:
+    """Path and release of the CUDA compiler (on PATH, else in ``$CUDA_HOME``).
+
+    Raises:
+        BuildError: if there is none.
+    """
+    path = shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(os.environ.get("CUDA_HOME", "")) / "bin"))
+    if path is None:
+        raise BuildError(
+            "nvcc is neither on PATH nor in $CUDA_HOME; install the CUDA toolkit or choose the slow reference back end"
+        )
+    answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    lines = [line for line in answer.splitlines() if "release" in line]
+    return path, lines[0].strip() if lines else "nvcc of an unknown release"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a shared library is made.
+
+    Attributes:
+        title: what it is, for messages.
+        library: its file name.
+        compiler: name and version for messages; part of the key of the build folder.
+        sources: every file that the result depends on.
+        compile: command before the flags of an object, ``-c``, source and object.
+        link: command before the objects, ``-o`` and the library; ``end`` follows the objects.
+        objects: (object, source, flags).
+    """
+
+    title: str
+    library: str
+    compiler: str
+    sources: tuple[Path, ...]
+    compile: str
+    link: str
+    objects: tuple[tuple[str, Path, str], ...]
+    end: str = ""
+
+    def ninja_file(self) -> str:
+        """Instructions for ninja. The library appears only when it is whole."""
+        lines = [
+            "rule compile",
+            f"  command = {self.compile} $flags -c $in -o $out",
+            "rule link",
+            f"  command = {self.link} $in {self.end} -o $out.part && mv $out.part $out",
+        ]
+        for name, source, flags in self.objects:
+            lines += [f"build {name}: compile {source}", f"  flags = {flags}"]
+        names = " ".join(name for name, _, _ in self.objects)
+        return "\n".join([*lines, f"build {self.library}: link {names}", f"default {self.library}", ""])
+
+    def key(self) -> str:
+        """Hash of everything that decides the result."""
+        digest = hashlib.sha256()
+        for source in sorted(self.sources):
+            digest.update(source.name.encode() + source.read_bytes())
+        digest.update(f"{self.compiler} {torch.__version__} {platform.machine()} {self.ninja_file()}".encode())
+        return digest.hexdigest()[:16]
+
+
+def _cpu_recipe() -> Recipe:
+    csrc = asset("csrc")
+    cxx, version = compiler()
+    torch_folder = Path(torch.__file__).parent
+    tables = [("portable", "")]
     if platform.machine() in ("x86_64", "AMD64"):
-        tables = [("v3", ("-march=x86-64-v3",)), ("v4", ("-march=x86-64-v4",)), *tables]
-    have = tuple(f"-DPB_HAVE_{name.upper()}" for name, _ in tables if name != "portable")
-    out: list[tuple[str, str, tuple[str, ...]]] = [("ops.o", "ops.cpp", abi)]
-    out += [(f"{stem}.o", f"cpu/{stem}.cpp", have) for stem in ("project", "blend", "attend", "ssim", "mask_loss")]
+        tables = [("v3", "-march=x86-64-v3"), ("v4", "-march=x86-64-v4"), *tables]
+    have = " ".join(f"-DPB_HAVE_{name.upper()}" for name, _ in tables if name != "portable")
+    objects = [("ops.o", csrc / "ops.cpp", f"{_ABI} -isystem{torch_folder / 'include'}")]
+    for stem in ("project", "blend", "attend", "ssim", "mask_loss"):
+        objects.append((f"{stem}.o", csrc / "cpu" / f"{stem}.cpp", have))
     for name, flags in tables:
-        defines = (f"-DPB_TABLE=panbench_kernels_{name}", f'-DPB_NAME=\\"{name}\\"')
-        out.append((f"kernels_{name}.o", "cpu/kernels.cpp", (*flags, *defines)))
-    return out
+        defines = f'-DPB_TABLE=panbench_kernels_{name} -DPB_NAME=\\"{name}\\"'
+        objects.append((f"kernels_{name}.o", csrc / "cpu" / "kernels.cpp", f"{flags} {defines}"))
+    return Recipe(
+        title="CPU operators",
+        library="panbench_cpu.so",
+        compiler=version,
+        sources=(*csrc.glob("*.h"), *csrc.glob("*.cpp"), *(csrc / "cpu").glob("*.*")),
+        compile=" ".join((cxx, *_COMMON, *_WARNINGS)),
+        link=f"{cxx} -shared -fopenmp",
+        end=f"-L{torch_folder / 'lib'} -ltorch_cpu -Wl,-rpath,{torch_folder / 'lib'}",
+        objects=tuple(objects),
+    )
 
 
-def _torch_includes() -> list[str]:
-    return [str(Path(torch.__file__).parent / "include")]
-
-
-def _ninja_file(csrc: Path, cxx: str) -> str:
-    libraries = Path(torch.__file__).parent / "lib"
-    lines = [
-        f"cxx = {cxx}",
-        "rule compile",
-        f"  command = $cxx {' '.join(_COMMON)} {' '.join(_WARNINGS)} $flags -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "rule link",
-        f"  command = $cxx -shared -fopenmp $in -L{libraries} -ltorch_cpu -Wl,-rpath,{libraries} -o $out.part "
-        "&& mv $out.part $out",
-    ]
-    objects = _objects()
-    for name, source, flags in objects:
-        lines += [f"build {name}: compile {csrc / source}", f"  flags = {' '.join(flags)}"]
-    lines += [f"build {_LIBRARY}: link {' '.join(name for name, _, _ in objects)}", f"default {_LIBRARY}", ""]
-    return "\n".join(lines)
+def _cuda_recipe(architectures: tuple[str, ...]) -> Recipe:
+    csrc = asset("csrc")
+    command, release = nvcc()
+    cxx, version = compiler()
+    code = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
+    return Recipe(
+        title=f"CUDA operators for {', '.join(f'sm_{a}' for a in architectures)}",
+        library="panbench_cuda.so",
+        compiler=f"{release}, {version}",
+        sources=(*csrc.glob("*.h"), *(csrc / "cuda").glob("*.*")),
+        compile=f"{command} -ccbin {cxx} -O3 -std=c++17 -lineinfo -Xcompiler -fPIC {code}",
+        link=f"{command} -ccbin {cxx} -shared -cudart static {code}",
+        objects=tuple((f"{path.stem}.o", path, "") for path in sorted((csrc / "cuda").glob("*.cu"))),
+    )
 
 
 @contextmanager
@@ -108,14 +174,26 @@ def build() -> Path:
     Raises:
         BuildError: no compiler, no ninja, a compile error (with its first line and the log), or an unwritable cache.
     """
-    csrc = asset("csrc")
-    cxx, version = compiler()
-    digest = hashlib.sha256()
-    for source in sorted([*csrc.glob("*.h"), *csrc.glob("*.cpp"), *(csrc / "cpu").glob("*.*")]):
-        digest.update(source.name.encode() + source.read_bytes())
-    digest.update(f"{cxx} {version} {torch.__version__} {platform.machine()} {_ninja_file(csrc, cxx)}".encode())
-    folder = cache_folder() / "ops" / digest.hexdigest()[:16]
-    library = folder / _LIBRARY
+    return make(_cpu_recipe())
+
+
+def build_cuda(architectures: tuple[str, ...]) -> Path:
+    """Compile the CUDA operators for devices of these compute capabilities ("90" is 9.0); returns the library.
+
+    Raises:
+        BuildError: as :func:`build`, and where there is no nvcc.
+    """
+    return make(_cuda_recipe(architectures))
+
+
+def make(recipe: Recipe) -> Path:
+    """The library of a recipe, compiled if that was not done before.
+
+    Raises:
+        BuildError: as :func:`build`.
+    """
+    folder = cache_folder() / "ops" / recipe.key()
+    library = folder / recipe.library
     if library.exists():
         return library
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
@@ -126,8 +204,9 @@ def build() -> Path:
         with _locked(folder):
             if library.exists():  # another process made it while we waited
                 return library
-            (folder / "build.ninja").write_text(_ninja_file(csrc, cxx))
-            with Console(stderr=True).status(f"compiling the CPU operators with {version} (once, under a minute)"):
+            (folder / "build.ninja").write_text(recipe.ninja_file())
+            message = f"compiling the {recipe.title} with {recipe.compiler} (once, about a minute)"
+            with Console(stderr=True).status(message):
                 run = subprocess.run([ninja], cwd=folder, capture_output=True, text=True, check=False)
             (folder / "build.log").write_text(run.stdout + run.stderr)
     except OSError as error:
@@ -135,7 +214,7 @@ def build() -> Path:
             f"{folder}: cannot build the operators there: {error}; set PANBENCH_CACHE to a folder that can be written"
         ) from error
     if run.returncode != 0 or not library.exists():
-        lines = [line for line in run.stdout.splitlines() if "error:" in line] or ["unknown cause"]
-        raise BuildError(f"compiling the CPU operators failed: {lines[0].strip()} (whole log: {folder / 'build.log'})")
-    logger.info("compiled the CPU operators into %s", folder)
+        lines = [line for line in run.stdout.splitlines() if "error:" in line or "fatal" in line] or ["unknown cause"]
+        raise BuildError(f"compiling the {recipe.title} failed: {lines[0].strip()} (whole log: {folder / 'build.log'})")
+    logger.info("compiled the %s into %s", recipe.title, folder)
     return library

@@ -35,7 +35,7 @@ def mask_losses(
     Returns:
         [3]: cross-entropy, dice, bce; each 0 where it has nothing to work on.
     """
-    if resolve(backend) == "reference":
+    if resolve(backend, channels.device.type) == "reference":
         return reference.mask_losses(channels, semantic, pair, columns, weight, epsilon)
     rows = (
         channels if channels.stride(2) == 1 and channels.stride(0) == channels.stride(1) * channels.shape[1] else None

@@ -53,7 +53,7 @@ def project(
     """
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height)
     pose = camera.world_to_camera.to(means.dtype)
-    if resolve(backend) == "reference":
+    if resolve(backend, means.device.type) == "reference":
         out = reference.project(
             means, quats, log_scales, opacity_logits, pose, *numbers, kind=kind, near=near, eps2d=eps2d
         )

@@ -48,7 +48,7 @@ def bin(geometry: Tensor, width: int, height: int, *, kind: Kind, backend: Backe
         geometry: [M, 7 or 13] of :func:`panbench.ops.project`.
         width, height: image size in pixels.
     """
-    if resolve(backend) == "reference":
+    if resolve(backend, geometry.device.type) == "reference":
         return Bins(*reference.bin(geometry, width, height, kind=kind))
     return Bins(*torch.ops.panbench.bin(geometry.detach(), width, height, KIND_CODE[kind]))
 
@@ -77,7 +77,7 @@ def blend(
         near: discs hit in front of this depth are skipped, metres.
     """
     sizes = (width, height)
-    if resolve(backend) == "reference":
+    if resolve(backend, geometry.device.type) == "reference":
         out = reference.blend(geometry, features, *bins, *sizes, kind=kind, detached=detached, near=near)
     else:
         out = torch.ops.panbench.blend(geometry, features.contiguous(), *bins, *sizes, KIND_CODE[kind], detached, near)

@@ -26,6 +26,6 @@ def spherical_harmonics(
         means: [N, 3]. camera_position: [3], world. ids: [M], int64. degree: 0 to 3.
     """
     position = camera_position.to(dc.dtype)
-    if resolve(backend) == "reference":
+    if resolve(backend, dc.device.type) == "reference":
         return reference.spherical_harmonics(dc, rest, means, position, ids, degree)
     return torch.ops.panbench.spherical_harmonics(dc, rest, means, position.contiguous(), ids, degree)

@@ -14,6 +14,6 @@ def ssim(x: Tensor, y: Tensor, *, backend: Backend | None = None) -> Tensor:
 
     11 × 11 Gaussian window of σ 1.5, zero padding, C1 = 0.01², C2 = 0.03².
     """
-    if resolve(backend) == "reference":
+    if resolve(backend, x.device.type) == "reference":
         return reference.ssim(x, y.detach())
     return torch.ops.panbench.ssim(x.contiguous(), y.contiguous())[0]
