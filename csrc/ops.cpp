@@ -133,9 +133,9 @@ struct PaddedFeatures {
   }
 };
 
-panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, const PaddedFeatures& padded,
-                               const Tensor& offsets, const Tensor& tile_ids, int64_t width, int64_t height,
-                               int64_t kind, int64_t detached, double near_plane) {
+panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
+                               const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind, int64_t detached,
+                               double near_plane) {
   check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
   check(features.dim() == 2 && features.size(0) == geometry.size(0), "features must be [M, C]");
   check(detached >= 0 && detached <= features.size(1), "detached must be at most the number of channels");
@@ -145,11 +145,11 @@ panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, c
   args.width = (int)width;
   args.height = (int)height;
   args.channels = (int)features.size(1);
-  args.stride = padded.stride;
+  args.stride = (int)((features.size(1) + 15) / 16 * 16);
   args.attached = (int)(features.size(1) - detached);
   args.near_plane = (float)near_plane;
   args.geometry = floats(geometry);
-  args.features = padded.rows;
+  args.features = floats(features);
   args.tile_offsets = ints(offsets);
   args.tile_ids = ints(tile_ids);
   return args;
@@ -158,10 +158,9 @@ panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, c
 std::tuple<Tensor, Tensor, Tensor, Tensor> blend(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
                                                  const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind,
                                                  int64_t detached, double near_plane) {
-  const PaddedFeatures padded(features);
   const Tensor image = empty({height, width, features.size(1)}), alpha = empty({height, width}),
                depth = empty({height, width}), median = empty({height, width});
-  panbench::blend(blend_args(geometry, features, padded, offsets, tile_ids, width, height, kind, detached, near_plane),
+  panbench::blend(blend_args(geometry, features, offsets, tile_ids, width, height, kind, detached, near_plane),
                   geometry.size(0), {out(image), out(alpha), out(depth), out(median)});
   return {image, alpha, depth, median};
 }
@@ -171,11 +170,10 @@ std::tuple<Tensor, Tensor> blend_backward(const Tensor& geometry, const Tensor& 
                                           int64_t detached, double near_plane, const Tensor& grad_image,
                                           const Tensor& grad_alpha, const Tensor& grad_depth,
                                           const Tensor& grad_median) {
-  const PaddedFeatures padded(features);
   const Tensor g_geometry = empty({geometry.size(0), geometry.size(1)}),
                g_features = empty({features.size(0), features.size(1)});
   panbench::blend_backward(
-      blend_args(geometry, features, padded, offsets, tile_ids, width, height, kind, detached, near_plane),
+      blend_args(geometry, features, offsets, tile_ids, width, height, kind, detached, near_plane),
       geometry.size(0), {floats(grad_image), floats(grad_alpha), floats(grad_depth), floats(grad_median)},
       out(g_geometry), out(g_features));
   return {g_geometry, g_features};

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kParams = 16;  // floats of tile-local parameters a candidate has
+constexpr int kTail = 4;     // channels that are blended together where fewer than sixteen are left
+constexpr float kNowhere = 1e15f;  // footprint of what pads the candidates: no block touches it
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
 constexpr int kHitGroup = 8;
@@ -43,23 +45,6 @@ void tile_parameters(const BlendArgs& a, int32_t id, float x0, float y0, float* 
   p[14] = g[11];
 }
 
-// Candidates of a tile with their footprints as arrays, for testing sixteen at a time against a block.
-struct Tile {
-  int count, padded;
-  const int32_t* ids;
-  float* params;  // [count, kParams]
-  float *x, *y, *a, *b, *c, *slope_x, *slope_y, *cx, *cy, *r2;
-};
-
-struct Block {
-  int count;
-  int32_t* candidate;  // [hits] index into the tile's candidates
-  float* weight;       // [hits, 16] alpha * T
-  float* alpha;        // [hits, 16] 0 where not blended
-  float* before;       // [hits, 16] transmittance in front of the hit
-  float* depth;        // [hits, 16] hit depth (discs)
-};
-
 PB_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
 PB_INLINE float* take(char*& scratch, int64_t floats) {
@@ -68,10 +53,39 @@ PB_INLINE float* take(char*& scratch, int64_t floats) {
   return out;
 }
 
+// Candidates of a tile with their footprints as arrays, for testing sixteen at a time against a block. Candidates that
+// some pixel meets get a slot, in the order in which blocks meet them; only those are read and written beyond.
+struct Tile {
+  int count, padded;
+  const int32_t* ids;
+  float* params;  // [count, kParams]
+  float *x, *y, *a, *b, *c, *slope_x, *slope_y, *cx, *cy, *r2;
+  int slots;
+  int32_t* slot;   // [count] of a candidate, -1 if it has none
+  int32_t* owner;  // [slots] candidate of a slot
+  float* rows;     // [slots, stride] features, padded with zeros
+};
+
+struct Block {
+  int count;
+  int32_t* candidate;  // [hits] index into the tile's candidates
+  int32_t* slot;       // [hits]
+  float* weight;       // [hits, 16] alpha * T
+  float* alpha;        // [hits, 16] 0 where not blended; this and what follows for the backward pass only
+  float* before;       // [hits, 16] transmittance in front of the hit
+  float* depth;        // [hits, 16] hit depth, 0 where not blended
+};
+
+// What a pixel sums up beside its channels.
+struct Sums {
+  F16 transmittance;  // that is left behind the last hit
+  F16 depth;          // of w d
+  F16 median;         // depth of the last hit in front of which T > 1/2
+};
+
 int64_t blend_scratch(int64_t hits, int stride) {
   const int64_t padded = round_up(hits, kLanes);
-  const int64_t floats = padded * (kParams + 10 + 1 + 4 * kLanes + kLanes + kLanes) + 2 * kLanes * (int64_t)stride +
-                         kLanes * kLanes;
+  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride;
   return floats * 4 + 64 * 32;
 }
 
@@ -84,39 +98,62 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   t.params = take(scratch, (int64_t)t.padded * kParams);
   float** const arrays[] = {&t.x, &t.y, &t.a, &t.b, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
   for (float** array : arrays) *array = take(scratch, t.padded);
+  t.slots = 0;
+  t.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  t.owner = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  t.rows = take(scratch, (int64_t)t.padded * a.stride);
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
-  for (int i = 0; i < t.count; ++i) {
-    tile_parameters(a, t.ids[i], x0, y0, t.params + i * kParams);
-    const Footprint& f = a.footprints[t.ids[i]];
-    t.x[i] = f.x - x0;
-    t.y[i] = f.y - y0;
-    t.a[i] = f.a;
-    t.b[i] = f.b;
-    t.c[i] = f.c;
-    t.slope_x[i] = -f.b / f.a;
-    t.slope_y[i] = -f.b / f.c;
-    t.cx[i] = f.cx - x0;
-    t.cy[i] = f.cy - y0;
-    t.r2[i] = f.unbounded ? 1e30f : f.r2;
+  const F16 left = set1(x0), top = set1(y0);
+  for (int i = 0; i < t.padded; i += kLanes) {
+    F16 v[kLanes];
+    for (int k = 0; k < kLanes; ++k) {
+      const int n = i + k;
+      if (n < t.count) tile_parameters(a, t.ids[n], x0, y0, t.params + n * kParams);
+      v[k] = n < t.count ? load(a.footprints[t.ids[n]].values) : set1(kNowhere);
+    }
+    transpose(v);
+    store(t.x + i, v[0] - left);
+    store(t.y + i, v[1] - top);
+    store(t.a + i, v[2]);
+    store(t.b + i, v[3]);
+    store(t.c + i, v[4]);
+    store(t.slope_x + i, v[5]);
+    store(t.slope_y + i, v[6]);
+    store(t.cx + i, v[7] - left);
+    store(t.cy + i, v[8] - top);
+    store(t.r2 + i, v[9]);
   }
-  for (int i = t.count; i < t.padded; ++i) {
-    t.x[i] = t.y[i] = t.slope_x[i] = t.slope_y[i] = t.b[i] = t.cx[i] = t.cy[i] = 0.0f;
-    t.a[i] = t.c[i] = 1e30f;
-    t.x[i] = 1e6f;
-    t.r2[i] = -1.0f;
-  }
+  for (int i = 0; i < t.count; ++i) t.slot[i] = -1;
   return t;
 }
 
-Block open_block_buffers(const Tile& t, char*& scratch) {
+Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
   Block b;
   b.count = 0;
   b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  b.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
   b.weight = take(scratch, (int64_t)t.padded * kLanes);
-  b.alpha = take(scratch, (int64_t)t.padded * kLanes);
-  b.before = take(scratch, (int64_t)t.padded * kLanes);
-  b.depth = take(scratch, (int64_t)t.padded * kLanes);
+  float** const arrays[] = {&b.alpha, &b.before, &b.depth};
+  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)t.padded * kLanes) : nullptr;
   return b;
+}
+
+// Gives the block's hits slots; new ones get their features copied, so that the channel products read memory in order.
+PB_INLINE void open_slots(const BlendArgs& a, Tile& t, Block& b) {
+  for (int n = 0; n < b.count; ++n) {
+    const int candidate = b.candidate[n];
+    int slot = t.slot[candidate];
+    if (slot < 0) {
+      slot = t.slot[candidate] = t.slots++;
+      t.owner[slot] = candidate;
+      const float* from = a.features + (int64_t)t.ids[candidate] * a.channels;
+      float* to = t.rows + (int64_t)slot * a.stride;
+      int c = 0;
+      for (; c + kLanes <= a.channels; c += kLanes) store(to + c, load(from + c));
+      if (c < a.channels) store(to + c, load_part(from + c, a.channels - c));
+    }
+    b.slot[n] = slot;
+  }
 }
 
 PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
@@ -186,11 +223,11 @@ PB_INLINE Hit evaluate(const float* p, F16 px, F16 py, float near_plane) {
   return h;
 }
 
-// Forms the weights of one block. Returns the final transmittance; fills the block's buffers with its hits in order.
-template <int kind>
-PB_INLINE F16 weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
+// Forms the weights of one block: fills the block's buffers with its hits in order.
+template <int kind, bool backward>
+PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
   const float bx = (float)(block % 4 * kBlock) + 0.5f, by = (float)(block / 4 * kBlock) + 0.5f;
-  F16 transmittance = set1(1.0f);
+  Sums sums = {set1(1.0f), zero(), zero()};
   M16 active = mask_of(inside);
   out.count = 0;
   for (int i = 0; i < t.count && any(active); i += kLanes) {
@@ -201,7 +238,7 @@ PB_INLINE F16 weigh(const BlendArgs& args, const Tile& t, int block, uint32_t in
       const Hit hit = evaluate<kind>(t.params + candidate * kParams, px, py, args.near_plane);
       M16 m = hit.mask & active;
       if (!any(m)) continue;
-      const F16 next = transmittance * (set1(1.0f) - hit.alpha);
+      const F16 before = sums.transmittance, next = before * (set1(1.0f) - hit.alpha);
       const M16 stop = m & less_equal(next, set1(kTransmittanceMin));
       active = and_not(active, stop);
       m = and_not(m, stop);
@@ -211,27 +248,21 @@ PB_INLINE F16 weigh(const BlendArgs& args, const Tile& t, int block, uint32_t in
       }
       const int n = out.count++;
       out.candidate[n] = candidate;
-      const F16 alpha = select(m, hit.alpha, zero());
-      store(out.alpha + n * kLanes, alpha);
-      store(out.before + n * kLanes, transmittance);
-      store(out.weight + n * kLanes, alpha * transmittance);
-      store(out.depth + n * kLanes, select(m, hit.depth, zero()));
-      transmittance = select(m, next, transmittance);
+      const F16 alpha = select(m, hit.alpha, zero()), depth = select(m, hit.depth, zero());
+      const F16 weight = alpha * before;
+      store(out.weight + n * kLanes, weight);
+      if constexpr (backward) {
+        store(out.alpha + n * kLanes, alpha);
+        store(out.before + n * kLanes, before);
+        store(out.depth + n * kLanes, depth);
+      } else {
+        sums.depth = fma(weight, depth, sums.depth);
+        sums.median = select(m & less(set1(0.5f), before), depth, sums.median);
+      }
+      sums.transmittance = select(m, next, before);
     }
   }
-  return transmittance;
-}
-
-// Sum of weighted depth, and the depth of the last hit in front of which T > 1/2.
-PB_INLINE void depth_sums(const Block& b, F16& expected, F16& median) {
-  expected = zero();
-  median = zero();
-  for (int n = 0; n < b.count; ++n) {
-    const F16 d = load(b.depth + n * kLanes);
-    expected = fma(load(b.weight + n * kLanes), d, expected);
-    const M16 m = less(set1(0.5f), load(b.before + n * kLanes)) & less(zero(), load(b.alpha + n * kLanes));
-    median = select(m, d, median);
-  }
+  return sums;
 }
 
 struct BlockPlace {
@@ -240,20 +271,20 @@ struct BlockPlace {
   F16 px, py;       // tile-local pixel centres
 };
 
+constexpr uint32_t kWhole = 0xffff;
+
 PB_INLINE BlockPlace place(const BlendArgs& a, int tile, int block) {
+  static const float across[kLanes] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+  static const float down[kLanes] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
   BlockPlace b;
   const int lx = block % 4 * kBlock, ly = block / 4 * kBlock;
   b.x = tile % a.tiles_x * kTile + lx;
   b.y = tile / a.tiles_x * kTile + ly;
   b.inside = 0;
-  float xs[kLanes], ys[kLanes];
-  for (int p = 0; p < kLanes; ++p) {
-    xs[p] = (float)(lx + p % kBlock) + 0.5f;
-    ys[p] = (float)(ly + p / kBlock) + 0.5f;
-    if (b.x + p % kBlock < a.width && b.y + p / kBlock < a.height) b.inside |= 1u << p;
-  }
-  b.px = load(xs);
-  b.py = load(ys);
+  for (int y = 0; y < kBlock && b.y + y < a.height; ++y)
+    for (int x = 0; x < kBlock && b.x + x < a.width; ++x) b.inside |= 1u << (y * kBlock + x);
+  b.px = load(across) + set1((float)lx + 0.5f);
+  b.py = load(down) + set1((float)ly + 0.5f);
   return b;
 }
 
@@ -264,55 +295,79 @@ PB_INLINE int64_t pixel(const BlendArgs& a, const BlockPlace& b, int p) {
 PB_INLINE void scatter(const BlendArgs& a, const BlockPlace& b, F16 value, float* map) {
   float v[kLanes];
   store(v, value);
+  if (b.inside == kWhole) {
+    for (int y = 0; y < kBlock; ++y) std::memcpy(map + pixel(a, b, y * kBlock), v + y * kBlock, kBlock * sizeof(float));
+    return;
+  }
   for (int p = 0; p < kLanes; ++p)
     if (b.inside >> p & 1) map[pixel(a, b, p)] = v[p];
 }
 
 PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) {
   float v[kLanes];
-  for (int p = 0; p < kLanes; ++p) v[p] = b.inside >> p & 1 ? map[pixel(a, b, p)] : 0.0f;
+  if (b.inside == kWhole) {
+    for (int y = 0; y < kBlock; ++y) std::memcpy(v + y * kBlock, map + pixel(a, b, y * kBlock), kBlock * sizeof(float));
+  } else {
+    for (int p = 0; p < kLanes; ++p) v[p] = b.inside >> p & 1 ? map[pixel(a, b, p)] : 0.0f;
+  }
   return load(v);
+}
+
+// Out = W^T F of one block. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
+// lanes, so that three channels do not cost as much as sixteen.
+PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, float* image) {
+  const int whole = a.channels / kLanes * kLanes;
+  for (int c = 0; c < whole; c += kLanes) {
+    for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
+      F16 acc[kPixelGroup];
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixelGroup; ++p) acc[p] = zero();
+      for (int n = 0; n < b.count; ++n) {
+        const F16 f = load(t.rows + (int64_t)b.slot[n] * a.stride + c);
+        const float* w = b.weight + n * kLanes + p0;
+#pragma GCC unroll 16
+        for (int p = 0; p < kPixelGroup; ++p) acc[p] = fma(set1(w[p]), f, acc[p]);
+      }
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixelGroup; ++p)
+        if (at.inside >> (p0 + p) & 1) store(image + pixel(a, at, p0 + p) * a.channels + c, acc[p]);
+    }
+  }
+  for (int c = whole; c < a.channels; c += kTail) {
+    F16 acc[kTail];
+#pragma GCC unroll 4
+    for (int k = 0; k < kTail; ++k) acc[k] = zero();
+    for (int n = 0; n < b.count; ++n) {
+      const float* f = t.rows + (int64_t)b.slot[n] * a.stride + c;
+      const F16 w = load(b.weight + n * kLanes);
+#pragma GCC unroll 4
+      for (int k = 0; k < kTail; ++k) acc[k] = fma(set1(f[k]), w, acc[k]);
+    }
+    float sums[kTail * kLanes];
+#pragma GCC unroll 4
+    for (int k = 0; k < kTail; ++k) store(sums + k * kLanes, acc[k]);
+    const int width = a.channels - c < kTail ? a.channels - c : kTail;
+    for (int p = 0; p < kLanes; ++p) {
+      if (!(at.inside >> p & 1)) continue;
+      float* row = image + pixel(a, at, p) * a.channels + c;
+      for (int k = 0; k < width; ++k) row[k] = sums[k * kLanes + p];
+    }
+  }
 }
 
 template <int kind>
 PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
-  const Tile t = open_tile(a, tile, scratch);
-  Block b = open_block_buffers(t, scratch);
-  float sums[kLanes * kLanes];
+  Tile t = open_tile(a, tile, scratch);
+  Block b = open_block_buffers(t, false, scratch);
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
-    const F16 transmittance = weigh<kind>(a, t, block, at.inside, at.px, at.py, b);
-    scatter(a, at, set1(1.0f) - transmittance, out.alpha);
-    F16 expected, median;
-    depth_sums(b, expected, median);
-    scatter(a, at, expected, out.depth);
-    scatter(a, at, median, out.median);
-    for (int c = 0; c < a.channels; c += kLanes) {
-      for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
-        F16 acc[kPixelGroup];
-#pragma GCC unroll 16
-        for (int p = 0; p < kPixelGroup; ++p) acc[p] = zero();
-        for (int n = 0; n < b.count; ++n) {
-          const F16 f = load(a.features + (int64_t)t.ids[b.candidate[n]] * a.stride + c);
-          const float* w = b.weight + n * kLanes + p0;
-#pragma GCC unroll 16
-          for (int p = 0; p < kPixelGroup; ++p) acc[p] = fma(set1(w[p]), f, acc[p]);
-        }
-#pragma GCC unroll 16
-        for (int p = 0; p < kPixelGroup; ++p) store(sums + (p0 + p) * kLanes, acc[p]);
-      }
-      const int width = a.channels - c < kLanes ? a.channels - c : kLanes;
-      for (int p = 0; p < kLanes; ++p) {
-        if (!(at.inside >> p & 1)) continue;
-        float* row = out.image + pixel(a, at, p) * a.channels + c;
-        if (width == kLanes) {
-          store(row, load(sums + p * kLanes));
-        } else {
-          for (int k = 0; k < width; ++k) row[k] = sums[p * kLanes + k];
-        }
-      }
-    }
+    const Sums sums = weigh<kind, false>(a, t, block, at.inside, at.px, at.py, b);
+    scatter(a, at, set1(1.0f) - sums.transmittance, out.alpha);
+    scatter(a, at, sums.depth, out.depth);
+    scatter(a, at, sums.median, out.median);
+    open_slots(a, t, b);
+    blend_channels(a, t, b, at, out.image);
   }
 }
 
@@ -347,72 +402,108 @@ PB_INLINE void finish_geometry(const BlendArgs& a, int tile, int32_t id, const f
   row[11] += m[14];
 }
 
+// The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16].
+PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const float* image, float* by_pixel,
+                              float* by_channel) {
+  for (int c = 0; c < a.channels; c += kLanes) {
+    const int width = a.channels - c;
+    F16 v[kLanes];
+#pragma GCC unroll 16
+    for (int p = 0; p < kLanes; ++p) {
+      const float* from = image + pixel(a, at, p) * a.channels + c;
+      v[p] = !(at.inside >> p & 1) ? zero() : width >= kLanes ? load(from) : load_part(from, width);
+      store(by_pixel + p * a.stride + c, v[p]);
+    }
+    if (c >= a.attached) continue;
+    transpose(v);
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes; ++k) store(by_channel + (c + k) * kLanes, v[k]);
+  }
+}
+
+// Rows of the gradients [slots] that belong to the tile's slots from `first` on; Gaussians new to the group get one.
+PB_INLINE void open_gradients(const BlendArgs& a, const Tile& t, GradRows& out, int first, int32_t* rows, float* moments) {
+  for (int slot = first; slot < t.slots; ++slot) {
+    const int32_t id = t.ids[t.owner[slot]];
+    int32_t row = out.local[id];
+    if (row < 0) {
+      row = out.local[id] = out.count++;
+      out.ids[row] = id;
+      for (int c = 0; c < a.stride; c += kLanes) store(out.features + (int64_t)row * a.stride + c, zero());
+      store(out.geometry + (int64_t)row * kLanes, zero());
+    }
+    rows[slot] = row;
+    store(moments + (int64_t)slot * kLanes, zero());
+  }
+}
+
+// dF = W dOut of one block, added to the group's rows.
+PB_INLINE void feature_gradients(const BlendArgs& a, const Block& b, const float* by_pixel, const int32_t* rows,
+                                 float* features) {
+  for (int c = 0; c < a.channels; c += kLanes) {
+    for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
+      F16 g[kPixelGroup];
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixelGroup; ++p) g[p] = load(by_pixel + (p0 + p) * a.stride + c);
+      for (int n = 0; n < b.count; ++n) {
+        float* row = features + (int64_t)rows[b.slot[n]] * a.stride + c;
+        const float* w = b.weight + n * kLanes + p0;
+        F16 part[4] = {load(row), zero(), zero(), zero()};
+#pragma GCC unroll 16
+        for (int p = 0; p < kPixelGroup; ++p) part[p % 4] = fma(set1(w[p]), g[p], part[p % 4]);
+        store(row, (part[0] + part[1]) + (part[2] + part[3]));
+      }
+    }
+  }
+}
+
+// dW = F dOut^T over the attached channels, plus depth: signal [hits, 16].
+PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& b, const float* by_channel,
+                                F16 grad_depth, float* signal) {
+  for (int n = 0; n < b.count; n += kHitGroup) {
+    // Several hits at once: one alone is a chain of dependent additions. The last group repeats its last hit.
+    const float* f[kHitGroup];
+    F16 s[kHitGroup];
+#pragma GCC unroll 8
+    for (int k = 0; k < kHitGroup; ++k) {
+      const int hit = n + k < b.count ? n + k : b.count - 1;
+      f[k] = t.rows + (int64_t)b.slot[hit] * a.stride;
+      s[k] = load(b.depth + hit * kLanes) * grad_depth;
+    }
+    for (int c = 0; c < a.attached; ++c) {
+      const F16 g = load(by_channel + c * kLanes);
+#pragma GCC unroll 8
+      for (int k = 0; k < kHitGroup; ++k) s[k] = fma(set1(f[k][c]), g, s[k]);
+    }
+    for (int k = 0; k < kHitGroup && n + k < b.count; ++k) store(signal + (n + k) * kLanes, s[k]);
+  }
+}
+
 template <int kind>
-PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const BlendGradOut& out, int tile,
-                             char* scratch) {
-  const Tile t = open_tile(a, tile, scratch);
+PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
+  Tile t = open_tile(a, tile, scratch);
   if (!t.count) return;
-  Block b = open_block_buffers(t, scratch);
-  float* moments = take(scratch, (int64_t)t.padded * kLanes);  // [count, 16] sums over the tile's pixels
-  float* signal = take(scratch, (int64_t)t.padded * kLanes);   // [hits, 16] s = sum of f * dL/dout
-  float* pixel_grad = take(scratch, (int64_t)kLanes * a.stride);
-  float* channel_grad = take(scratch, (int64_t)kLanes * a.stride);
-  std::memset(moments, 0, (int64_t)t.count * kLanes * 4);
+  Block b = open_block_buffers(t, true, scratch);
+  float* moments = take(scratch, (int64_t)t.padded * kLanes);  // [slots, 16] sums over the tile's pixels
+  float* signal = take(scratch, (int64_t)t.padded * kLanes);   // [hits, 16]
+  int32_t* rows = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  float* by_pixel = take(scratch, (int64_t)kLanes * a.stride);
+  float* by_channel = take(scratch, (int64_t)kLanes * a.stride);
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
-    const F16 transmittance = weigh<kind>(a, t, block, at.inside, at.px, at.py, b);
+    const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
     if (!b.count) continue;
-    for (int p = 0; p < kLanes; ++p) {
-      float* row = pixel_grad + p * a.stride;
-      if (at.inside >> p & 1) {
-        std::memcpy(row, in.image + pixel(a, at, p) * a.channels, (size_t)a.channels * 4);
-        for (int c = a.channels; c < a.stride; ++c) row[c] = 0.0f;
-      } else {
-        std::memset(row, 0, (size_t)a.stride * 4);
-      }
-    }
-    // dF = W dOut
-    for (int c = 0; c < a.channels; c += kLanes) {
-      for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
-        F16 g[kPixelGroup];
-#pragma GCC unroll 16
-        for (int p = 0; p < kPixelGroup; ++p) g[p] = load(pixel_grad + (p0 + p) * a.stride + c);
-        for (int n = 0; n < b.count; ++n) {
-          float* row = out.features + (int64_t)out.local[t.ids[b.candidate[n]]] * a.stride + c;
-          const float* w = b.weight + n * kLanes + p0;
-          F16 part[4] = {load(row), zero(), zero(), zero()};
-#pragma GCC unroll 16
-          for (int p = 0; p < kPixelGroup; ++p) part[p % 4] = fma(set1(w[p]), g[p], part[p % 4]);
-          store(row, (part[0] + part[1]) + (part[2] + part[3]));
-        }
-      }
-    }
-    // s = f . dOut over the attached channels, plus depth
-    for (int c = 0; c < a.attached; ++c)
-      for (int p = 0; p < kLanes; ++p) channel_grad[c * kLanes + p] = pixel_grad[p * a.stride + c];
+    const int known = t.slots;
+    open_slots(a, t, b);
+    open_gradients(a, t, out, known, rows, moments);
+    load_gradients(a, at, in.image, by_pixel, by_channel);
+    feature_gradients(a, b, by_pixel, rows, out.features);
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
-    const F16 grad_alpha = gather(a, at, in.alpha);
-    for (int n = 0; n < b.count; n += kHitGroup) {
-      // Several hits at once: one alone is a chain of dependent additions. The last group repeats its last hit.
-      const float* f[kHitGroup];
-      F16 s[kHitGroup];
-#pragma GCC unroll 8
-      for (int k = 0; k < kHitGroup; ++k) {
-        const int hit = n + k < b.count ? n + k : b.count - 1;
-        f[k] = a.features + (int64_t)t.ids[b.candidate[hit]] * a.stride;
-        s[k] = load(b.depth + hit * kLanes) * grad_depth;
-      }
-      for (int c = 0; c < a.attached; ++c) {
-        const F16 g = load(channel_grad + c * kLanes);
-#pragma GCC unroll 8
-        for (int k = 0; k < kHitGroup; ++k) s[k] = fma(set1(f[k][c]), g, s[k]);
-      }
-      for (int k = 0; k < kHitGroup && n + k < b.count; ++k) store(signal + (n + k) * kLanes, s[k]);
-    }
+    weight_gradients(a, t, b, by_channel, grad_depth, signal);
     // Back to front: g_alpha = T s + (T_final g_A - sum behind w s) / (1 - alpha).
     F16 behind = zero();
-    const F16 open = transmittance * grad_alpha;
+    const F16 open = transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
     for (int n = b.count - 1; n >= 0; --n) {
       const float* p = t.params + b.candidate[n] * kParams;
@@ -425,7 +516,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
       const M16 is_median = blended & less(set1(0.5f), before) & median_open;
       median_open = and_not(median_open, is_median);
       const F16 grad_hit = fma(weight, grad_depth, select(is_median, grad_median, zero()));
-      float* m = moments + b.candidate[n] * kLanes;
+      float* m = moments + b.slot[n] * kLanes;
       if constexpr (kind == kEllipsoid) {
         const F16 gs = zero() - alpha * grad;
         const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
@@ -466,8 +557,9 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
       }
     }
   }
-  for (int i = 0; i < t.count; ++i)
-    finish_geometry(a, tile, t.ids[i], moments + i * kLanes, out.geometry + (int64_t)out.local[t.ids[i]] * kLanes);
+  for (int slot = 0; slot < t.slots; ++slot)
+    finish_geometry(a, tile, t.ids[t.owner[slot]], moments + (int64_t)slot * kLanes,
+                    out.geometry + (int64_t)rows[slot] * kLanes);
 }
 
 void blend_forward(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
@@ -478,12 +570,28 @@ void blend_forward(const BlendArgs& a, const BlendOut& out, int tile, char* scra
   }
 }
 
-void blend_backward(const BlendArgs& a, const BlendGradIn& in, const BlendGradOut& out, int tile, char* scratch) {
+void blend_backward(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
   if (a.kind == kEllipsoid) {
     backward_tile<kEllipsoid>(a, in, out, tile, scratch);
   } else {
     backward_tile<kDisc>(a, in, out, tile, scratch);
   }
+}
+
+// The sum of a Gaussian's rows in all groups, in their order.
+void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry) {
+  for (int c = 0; c < channels; c += kLanes) {
+    F16 s = zero();
+    for (int64_t i = 0; i < count; ++i) s = s + load(from[i].features + c);
+    if (channels - c >= kLanes) {
+      store(features + c, s);
+    } else {
+      store_part(features + c, s, channels - c);
+    }
+  }
+  F16 s = zero();
+  for (int64_t i = 0; i < count; ++i) s = s + load(from[i].geometry);
+  store_part(geometry, s, width);
 }
 
 // log(1 + t) for t in [0, 1], by the series of 2 atanh(t / (2 + t)).
@@ -620,7 +728,7 @@ void convolve(const float* in, float* out, int64_t count, const float* taps, int
 
 }  // namespace
 
-extern "C" const KernelTable PB_TABLE = {PB_NAME,        blend_scratch,   blend_forward, blend_backward,
+extern "C" const KernelTable PB_TABLE = {PB_NAME,        blend_scratch,   blend_forward, blend_backward, sum_rows,
                                          attend_forward, attend_backward, convolve};
 
 }  // namespace panbench

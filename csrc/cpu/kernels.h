@@ -8,9 +8,14 @@ namespace panbench {
 
 // Screen ellipse {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around (x, y), together with a disc of squared radius r2 around
 // (cx, cy): outside of both a Gaussian's alpha is below 1/255. `unbounded` marks a disc that crosses the camera plane:
-// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0).
-struct Footprint {
-  float x, y, a, b, c, cx, cy, r2;
+// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0), and its r2 covers everything.
+struct alignas(64) Footprint {
+  union {
+    struct {
+      float x, y, a, b, c, slope_x, slope_y, cx, cy, r2;  // slope_x: -b / a, slope_y: -b / c
+    };
+    float values[16];
+  };
   int unbounded;
   int x0, x1, y0, y1;
 };
@@ -18,12 +23,12 @@ struct Footprint {
 struct BlendArgs {
   int kind, width, height, tiles_x, tiles_y;
   int channels;         // C
-  int stride;           // floats in a row of `features`: C rounded up to 16
+  int stride;           // floats in a row of feature gradients: C rounded up to 16
   int attached;         // the first `attached` channels send gradient into geometry
   float near_plane;
   const float* geometry;          // [M, G]
   const Footprint* footprints;    // [M]
-  const float* features;          // [M, stride]
+  const float* features;          // [M, C]
   const int32_t* tile_offsets;    // [T + 1]
   const int32_t* tile_ids;        // [K]
 };
@@ -42,11 +47,19 @@ struct BlendGradIn {
   const float* median;  // [H, W]
 };
 
-// Rows that one band of tiles writes: feature gradients [rows, stride] and geometry gradients [rows, 16].
-struct BlendGradOut {
-  const int32_t* local;  // [M] -> row of this band
-  float* features;
-  float* geometry;
+// Gradients that one group of tiles writes, a row for each Gaussian that its pixels meet.
+struct GradRows {
+  int32_t* local;   // [M] row of a Gaussian, -1 if it has none yet
+  int32_t* ids;     // [rows] Gaussian of a row
+  float* features;  // [rows, stride]
+  float* geometry;  // [rows, 16]
+  int count;        // rows in use; the arrays have room for every candidate of the next tile
+};
+
+// One of a Gaussian's rows.
+struct GradSource {
+  const float* features;
+  const float* geometry;
 };
 
 struct AttendArgs {
@@ -67,7 +80,9 @@ struct KernelTable {
   // Bytes of scratch that blend needs for a tile with `hits` candidates.
   int64_t (*blend_scratch)(int64_t hits, int stride);
   void (*blend_forward)(const BlendArgs&, const BlendOut&, int tile, char* scratch);
-  void (*blend_backward)(const BlendArgs&, const BlendGradIn&, const BlendGradOut&, int tile, char* scratch);
+  void (*blend_backward)(const BlendArgs&, const BlendGradIn&, GradRows&, int tile, char* scratch);
+  // Writes the sums of `count` rows: features [channels], geometry [width].
+  void (*sum_rows)(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry);
   // attention [rows, queries]
   void (*attend_forward)(const AttendArgs&, float* attention, int64_t begin, int64_t end);
   // Writes rows begin..end of the feature and mean gradients; adds to the gradients of query_rows, query_means and
