@@ -160,6 +160,12 @@ PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
 
+// Asks for a row of floats early: features and image gradients come from far away, and weighing a block takes long.
+PB_INLINE void prefetch(const float* row, int64_t count) {
+  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
+  __builtin_prefetch(row + count - 1);
+}
+
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
 PB_INLINE uint32_t touches(const Tile& t, int i, float bx, float by) {
   const F16 x = load(t.x + i), y = load(t.y + i), a = load(t.a + i), b = load(t.b + i), c = load(t.c + i);
@@ -248,6 +254,7 @@ PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t i
       }
       const int n = out.count++;
       out.candidate[n] = candidate;
+      if (t.slot[candidate] < 0) prefetch(args.features + (int64_t)t.ids[candidate] * args.channels, args.channels);
       const F16 alpha = select(m, hit.alpha, zero()), depth = select(m, hit.depth, zero());
       const F16 weight = alpha * before;
       store(out.weight + n * kLanes, weight);
@@ -492,6 +499,9 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
+    const int64_t across = a.width - at.x < kBlock ? a.width - at.x : kBlock;
+    for (int y = 0; y < kBlock && at.y + y < a.height; ++y)
+      prefetch(in.image + pixel(a, at, y * kBlock) * a.channels, across * a.channels);
     const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
     if (!b.count) continue;
     const int known = t.slots;
