@@ -617,106 +617,192 @@ PB_INLINE F16 log1p_unit(F16 t) {
   return p * z;
 }
 
-struct Similarity {
-  F16 dot, y0, y1, y2, mahalanobis, dx, dy, dz;
+constexpr int kRows = 4;  // Gaussians that are compared with sixteen queries at once
+
+// A few consecutive Gaussians; the last one is repeated where fewer are left.
+struct Rows {
+  int64_t first;
+  int live;
+  const float *f[kRows], *x[kRows];
 };
 
-PB_INLINE Similarity compare(const AttendArgs& a, int64_t row, int q) {
-  Similarity s;
-  s.dot = zero();
-  const float* f = a.features + row * a.dim;
-  for (int k = 0; k < a.dim; ++k) s.dot = fma(set1(f[k]), load(a.query_features + (int64_t)k * a.query_stride + q), s.dot);
-  const float* x = a.means + row * 3;
-  const int n = a.query_stride;
-  s.dx = set1(x[0]) - load(a.query_means + q);
-  s.dy = set1(x[1]) - load(a.query_means + n + q);
-  s.dz = set1(x[2]) - load(a.query_means + 2 * n + q);
-  const float* r = a.query_roots + q;
-  s.y0 = fma(load(r), s.dx, fma(load(r + n), s.dy, load(r + 2 * n) * s.dz));
-  s.y1 = fma(load(r + 3 * n), s.dx, fma(load(r + 4 * n), s.dy, load(r + 5 * n) * s.dz));
-  s.y2 = fma(load(r + 6 * n), s.dx, fma(load(r + 7 * n), s.dy, load(r + 8 * n) * s.dz));
-  s.mahalanobis = fma(s.y0, s.y0, fma(s.y1, s.y1, s.y2 * s.y2));
-  return s;
+PB_INLINE Rows rows_at(const AttendArgs& a, int64_t row, int64_t end) {
+  Rows r;
+  r.first = row;
+  r.live = end - row < kRows ? (int)(end - row) : kRows;
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t n = row + (i < r.live ? i : r.live - 1);
+    r.f[i] = a.features + n * a.dim;
+    r.x[i] = a.means + n * 3;
+  }
+  return r;
 }
 
-void attend_forward(const AttendArgs& a, float* out, int64_t begin, int64_t end) {
-  float tail[kLanes];
-  for (int64_t row = begin; row < end; ++row) {
-    for (int q = 0; q < a.queries; q += kLanes) {
-      const Similarity s = compare(a, row, q);
-      F16 value;
-      if (a.logarithm) {
-        const F16 magnitude = max(s.dot, zero() - s.dot);
-        value = min(s.dot, zero()) - log1p_unit(exp(zero() - magnitude)) - set1(0.5f) * s.mahalanobis;
-      } else {
-        value = exp(set1(-0.5f) * s.mahalanobis) / (set1(1.0f) + exp(zero() - s.dot));
-      }
-      float* to = out + row * a.queries + q;
-      if (a.queries - q >= kLanes) {
-        store(to, value);
-      } else {
-        store(tail, value);
-        for (int k = 0; k < a.queries - q; ++k) to[k] = tail[k];
-      }
-    }
+PB_INLINE F16 load_up_to(const float* p, int n) { return n >= kLanes ? load(p) : load_part(p, n); }
+
+PB_INLINE void store_up_to(float* p, F16 v, int n) {
+  if (n >= kLanes) {
+    store(p, v);
+  } else {
+    store_part(p, v, n);
   }
 }
 
-void attend_backward(const AttendArgs& a, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,
-                     int64_t end) {
+PB_INLINE void dots(const AttendArgs& a, const Rows& rows, int q, F16 out[kRows]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; ++i) out[i] = zero();
+  for (int k = 0; k < a.dim; ++k) {
+    const F16 query = load(a.query_features + (int64_t)k * a.query_stride + q);
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) out[i] = fma(set1(rows.f[i][k]), query, out[i]);
+  }
+}
+
+struct Distance {
+  F16 mahalanobis, dx, dy, dz, y0, y1, y2;
+};
+
+PB_INLINE Distance distance(const AttendArgs& a, const float* x, int q) {
+  Distance d;
   const int n = a.query_stride;
-  float tail[kLanes];
-  for (int64_t row = begin; row < end; ++row) {
-    const float* f = a.features + row * a.dim;
-    float* gf = grad_features + row * a.dim;
-    for (int k = 0; k < a.dim; ++k) gf[k] = 0.0f;
-    float g_dots[kLanes];
-    F16 gx = zero(), gy = zero(), gz = zero();
+  d.dx = set1(x[0]) - load(a.query_means + q);
+  d.dy = set1(x[1]) - load(a.query_means + n + q);
+  d.dz = set1(x[2]) - load(a.query_means + 2 * n + q);
+  const float* r = a.query_roots + q;
+  d.y0 = fma(load(r), d.dx, fma(load(r + n), d.dy, load(r + 2 * n) * d.dz));
+  d.y1 = fma(load(r + 3 * n), d.dx, fma(load(r + 4 * n), d.dy, load(r + 5 * n) * d.dz));
+  d.y2 = fma(load(r + 6 * n), d.dx, fma(load(r + 7 * n), d.dy, load(r + 8 * n) * d.dz));
+  d.mahalanobis = fma(d.y0, d.y0, fma(d.y1, d.y1, d.y2 * d.y2));
+  return d;
+}
+
+// Softmax of temperature * row and, if there is one, of the constant rest.
+PB_INLINE void softmax(const AttendArgs& a, float* row) {
+  const F16 lowest = set1(-1e30f), temperature = set1(a.temperature);
+  F16 top = lowest;
+  for (int q = 0; q < a.queries; q += kLanes) {
+    const F16 v = temperature * load_up_to(row + q, a.queries - q);
+    top = max(top, select(mask_of(a.queries - q >= kLanes ? kWhole : (1u << (a.queries - q)) - 1), v, lowest));
+  }
+  float lanes[kLanes], highest = a.has_rest ? a.rest : -1e30f;
+  store(lanes, top);
+  for (const float v : lanes) highest = v > highest ? v : highest;
+  F16 total = zero();
+  for (int q = 0; q < a.queries; q += kLanes) {
+    const F16 x = temperature * load_up_to(row + q, a.queries - q) - set1(highest);
+    // A true zero: what is below the smallest normal number slows down all that follows.
+    const M16 gone = less(x, set1(-80.0f)) | mask_of(a.queries - q >= kLanes ? 0 : ~((1u << (a.queries - q)) - 1));
+    const F16 e = select(gone, zero(), exp(x));
+    total = total + e;
+    store_up_to(row + q, e, a.queries - q);
+  }
+  store(lanes, exp(set1((a.has_rest ? a.rest : 0.0f) - highest)));
+  const F16 scale = set1(1.0f / (sum(total) + (a.has_rest ? lanes[0] : 0.0f)));
+  for (int q = 0; q < a.queries; q += kLanes)
+    store_up_to(row + q, scale * load_up_to(row + q, a.queries - q), a.queries - q);
+}
+
+void attend_forward(const AttendArgs& a, float* out, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row += kRows) {
+    const Rows rows = rows_at(a, row, end);
     for (int q = 0; q < a.queries; q += kLanes) {
-      const float* from = grad_attention + row * a.queries + q;
-      F16 g;
-      if (a.queries - q >= kLanes) {
-        g = load(from);
-      } else {
-        for (int k = 0; k < kLanes; ++k) tail[k] = k < a.queries - q ? from[k] : 0.0f;
-        g = load(tail);
+      F16 dot[kRows];
+      dots(a, rows, q, dot);
+      for (int i = 0; i < rows.live; ++i) {
+        const F16 m = distance(a, rows.x[i], q).mahalanobis;
+        F16 value;
+        if (a.logarithm) {
+          const F16 magnitude = max(dot[i], zero() - dot[i]);
+          value = min(dot[i], zero()) - log1p_unit(exp(zero() - magnitude)) - set1(0.5f) * m;
+        } else {
+          value = exp(set1(-0.5f) * m) / (set1(1.0f) + exp(zero() - dot[i]));
+        }
+        store_up_to(out + (row + i) * a.queries + q, value, a.queries - q);
       }
-      const Similarity s = compare(a, row, q);
-      const F16 sigmoid = set1(1.0f) / (set1(1.0f) + exp(zero() - s.dot));
-      if (!a.logarithm) g = g * sigmoid * exp(set1(-0.5f) * s.mahalanobis);
-      const F16 g_dot = g * (set1(1.0f) - sigmoid);
-      store(g_dots, g_dot);
-      const int lanes = a.queries - q < kLanes ? a.queries - q : kLanes;
-      for (int lane = 0; lane < lanes; ++lane) {
-        const float scale = g_dots[lane];
-        const float* query = a.query_rows + (int64_t)(q + lane) * a.dim_stride;
-        float* grad_query = grad_query_rows + (int64_t)(q + lane) * a.dim_stride;
-        for (int k = 0; k < a.dim; ++k) {
-          gf[k] += scale * query[k];
-          grad_query[k] += scale * f[k];
+    }
+    if (a.shares)
+      for (int i = 0; i < rows.live; ++i) softmax(a, out + (row + i) * a.queries);
+  }
+}
+
+// Gradients of the features of a few Gaussians and of sixteen queries, from those of their dot products.
+PB_INLINE void dot_gradients(const AttendArgs& a, const Rows& rows, int q, const float g_dots[kRows][kLanes],
+                             float* grad_features, float* grad_query_rows) {
+  const int lanes = a.queries - q < kLanes ? a.queries - q : kLanes;
+  for (int d = 0; d < a.dim; d += kLanes) {
+    F16 f[kRows], g[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      f[i] = load_up_to(rows.f[i] + d, a.dim - d);
+      g[i] = q && i < rows.live ? load_up_to(grad_features + (rows.first + i) * a.dim + d, a.dim - d) : zero();
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      const int64_t at = (int64_t)(q + lane) * a.dim_stride + d;
+      const F16 query = load(a.query_rows + at);
+      F16 grad_query = load(grad_query_rows + at);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const F16 scale = set1(g_dots[i][lane]);
+        g[i] = fma(scale, query, g[i]);
+        grad_query = fma(scale, f[i], grad_query);
+      }
+      store(grad_query_rows + at, grad_query);
+    }
+    for (int i = 0; i < rows.live; ++i)
+      store_up_to(grad_features + (rows.first + i) * a.dim + d, g[i], a.dim - d);
+  }
+}
+
+void attend_backward(const AttendArgs& a, const float* shares, const float* grad_attention, float* grad_features,
+                     float* grad_means, float* grad_query_rows, float* grad_query_means, float* grad_query_roots,
+                     int64_t begin, int64_t end) {
+  const int n = a.query_stride;
+  for (int64_t row = begin; row < end; row += kRows) {
+    const Rows rows = rows_at(a, row, end);
+    F16 inner[kRows], g_mean[kRows][3];
+    for (int i = 0; i < kRows; ++i) {
+      inner[i] = g_mean[i][0] = g_mean[i][1] = g_mean[i][2] = zero();
+      if (!a.shares || i >= rows.live) continue;
+      const int64_t at = (row + i) * a.queries;
+      for (int q = 0; q < a.queries; q += kLanes)
+        inner[i] = fma(load_up_to(shares + at + q, a.queries - q), load_up_to(grad_attention + at + q, a.queries - q),
+                       inner[i]);
+      inner[i] = set1(sum(inner[i]));
+    }
+    for (int q = 0; q < a.queries; q += kLanes) {
+      F16 dot[kRows], g_query[3], g_root[9];
+      float g_dots[kRows][kLanes];
+      dots(a, rows, q, dot);
+      for (int k = 0; k < 3; ++k) g_query[k] = zero();
+      for (int k = 0; k < 9; ++k) g_root[k] = zero();
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= rows.live) {
+          store(g_dots[i], zero());
+          continue;
+        }
+        const int64_t at = (row + i) * a.queries + q;
+        F16 g = load_up_to(grad_attention + at, a.queries - q);
+        if (a.shares) g = set1(a.temperature) * load_up_to(shares + at, a.queries - q) * (g - inner[i]);
+        const Distance d = distance(a, rows.x[i], q);
+        const F16 sigmoid = set1(1.0f) / (set1(1.0f) + exp(zero() - dot[i]));
+        if (!a.logarithm) g = g * sigmoid * exp(set1(-0.5f) * d.mahalanobis);
+        store(g_dots[i], g * (set1(1.0f) - sigmoid));
+        // d(mahalanobis)/dy = 2 y, and A or log A carries -1/2 of it.
+        const F16 ys[3] = {zero() - g * d.y0, zero() - g * d.y1, zero() - g * d.y2}, ds[3] = {d.dx, d.dy, d.dz};
+        const float* r = a.query_roots + q;
+        for (int k = 0; k < 3; ++k) {
+          const F16 h = fma(load(r + k * n), ys[0], fma(load(r + (3 + k) * n), ys[1], load(r + (6 + k) * n) * ys[2]));
+          g_mean[i][k] = g_mean[i][k] + h;
+          g_query[k] = g_query[k] - h;
+          for (int j = 0; j < 3; ++j) g_root[3 * k + j] = fma(ys[k], ds[j], g_root[3 * k + j]);
         }
       }
-      // d(mahalanobis)/dy = 2 y, and A or log A carries -1/2 of it.
-      const F16 g0 = zero() - g * s.y0, g1 = zero() - g * s.y1, g2 = zero() - g * s.y2;
-      const float* r = a.query_roots + q;
-      const F16 hx = fma(load(r), g0, fma(load(r + 3 * n), g1, load(r + 6 * n) * g2));
-      const F16 hy = fma(load(r + n), g0, fma(load(r + 4 * n), g1, load(r + 7 * n) * g2));
-      const F16 hz = fma(load(r + 2 * n), g0, fma(load(r + 5 * n), g1, load(r + 8 * n) * g2));
-      gx = gx + hx;
-      gy = gy + hy;
-      gz = gz + hz;
-      add_to(grad_query_means + q, zero() - hx);
-      add_to(grad_query_means + n + q, zero() - hy);
-      add_to(grad_query_means + 2 * n + q, zero() - hz);
-      float* gr = grad_query_roots + q;
-      const F16 ys[3] = {g0, g1, g2}, ds[3] = {s.dx, s.dy, s.dz};
-      for (int i = 0; i < 3; ++i)
-        for (int j = 0; j < 3; ++j) add_to(gr + (3 * i + j) * n, ys[i] * ds[j]);
+      for (int k = 0; k < 3; ++k) add_to(grad_query_means + k * n + q, g_query[k]);
+      for (int k = 0; k < 9; ++k) add_to(grad_query_roots + k * n + q, g_root[k]);
+      dot_gradients(a, rows, q, g_dots, grad_features, grad_query_rows);
     }
-    grad_means[row * 3] = sum(gx);
-    grad_means[row * 3 + 1] = sum(gy);
-    grad_means[row * 3 + 2] = sum(gz);
+    for (int i = 0; i < rows.live; ++i)
+      for (int k = 0; k < 3; ++k) grad_means[(row + i) * 3 + k] = sum(g_mean[i][k]);
   }
 }
 

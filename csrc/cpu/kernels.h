@@ -72,7 +72,10 @@ struct AttendArgs {
   const float* query_rows;         // [Q, dim_stride], the same row by row
   const float* query_means;        // [3, query_stride], transposed
   const float* query_roots;        // [9, query_stride]: L with Sigma^-1 = L^T L, row-major entries
-  int logarithm;                   // give log A instead of A
+  bool logarithm;                  // give log A instead of A
+  bool shares;                     // of that, the softmax over queries of `temperature` times it
+  bool has_rest;                   // that softmax has one more entry, whose logit is `rest`
+  float temperature, rest;
 };
 
 struct KernelTable {
@@ -86,8 +89,8 @@ struct KernelTable {
   // attention [rows, queries]
   void (*attend_forward)(const AttendArgs&, float* attention, int64_t begin, int64_t end);
   // Writes rows begin..end of the feature and mean gradients; adds to the gradients of query_rows, query_means and
-  // query_roots, laid out like these.
-  void (*attend_backward)(const AttendArgs&, const float* grad_attention, float* grad_features, float* grad_means,
+  // query_roots, laid out like these. `shares` is what attend_forward gave, where it gives shares.
+  void (*attend_backward)(const AttendArgs&, const float* shares, const float* grad_attention, float* grad_features, float* grad_means,
                           float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,
                           int64_t end);
   // out[i] = sum over k in [-radius, radius] of taps[k + radius] * in[i + k * step], i < count; `in` is padded.
