@@ -8,9 +8,14 @@ namespace panbench {
 
 // Screen ellipse {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around (x, y), together with a disc of squared radius r2 around
 // (cx, cy): outside of both a Gaussian's alpha is below 1/255. `unbounded` marks a disc that crosses the camera plane:
-// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0).
-struct Footprint {
-  float x, y, a, b, c, cx, cy, r2;
+// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0), and its r2 covers everything.
+struct alignas(64) Footprint {
+  union {
+    struct {
+      float x, y, a, b, c, slope_x, slope_y, cx, cy, r2;  // slope_x: -b / a, slope_y: -b / c
+    };
+    float values[16];
+  };
   int unbounded;
   int x0, x1, y0, y1;
 };
@@ -23,6 +28,8 @@ PB_HD void footprint_from(double xx, double xy, double yy, Footprint& f) {
   f.a = (float)(yy * inv);
   f.b = (float)(-xy * inv);
   f.c = (float)(xx * inv);
+  f.slope_x = -f.b / f.a;
+  f.slope_y = -f.b / f.c;
 }
 
 // Tiles first..last along one axis that a disc in front of the camera can reach: p >= edge needs a point (u, v) of the
@@ -76,6 +83,7 @@ PB_HD Footprint footprint(const float* g, int kind, int tiles_x, int tiles_y) {
     if (f.x0 > f.x1 || f.y0 > f.y1) f.x0 = tiles_x, f.x1 = -1, f.y0 = tiles_y, f.y1 = -1;
     widen(f.cx, radius, tiles_x, f.x0, f.x1);
     widen(f.cy, radius, tiles_y, f.y0, f.y1);
+    f.r2 = 1e30f;
   }
   return f;
 }

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -39,14 +40,6 @@ Tensor empty(std::vector<int64_t> shape, ScalarType type = ScalarType::Float) {
 }
 
 float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-Tensor zeros(std::vector<int64_t> shape) {
-  Tensor t = empty(shape);
-  int64_t count = 1;
-  for (const int64_t s : shape) count *= s;
-  std::memset(out(t), 0, count * sizeof(float));
-  return t;
-}
 
 template <typename T>
 Tensor copied(const std::vector<T>& from, std::vector<int64_t> shape, ScalarType type) {
@@ -85,13 +78,17 @@ std::tuple<Tensor, Tensor, Tensor> project(const Tensor& means, const Tensor& qu
                                            const Tensor& logits, const Tensor& world_to_camera, double fx, double fy,
                                            double cx, double cy, int64_t width, int64_t height, int64_t kind,
                                            double near_plane, double low_pass) {
-  const auto visible =
-      panbench::project(gaussians_of(means, quats, log_scales, logits, kind),
-                        view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind);
-  const int64_t m = (int64_t)visible.ids.size();
-  return {copied(visible.ids, {m}, ScalarType::Long),
-          copied(visible.geometry, {m, panbench::geometry_width((int)kind)}, ScalarType::Float),
-          copied(visible.normals, {m, 3}, ScalarType::Float)};
+  Tensor ids, geometry, normals;
+  panbench::project(gaussians_of(means, quats, log_scales, logits, kind),
+                    view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind,
+                    [&](int64_t visible) {
+                      ids = empty({visible}, ScalarType::Long);
+                      geometry = empty({visible, panbench::geometry_width((int)kind)});
+                      normals = empty({visible, 3});
+                      return panbench::VisibleOut{static_cast<int64_t*>(ids.mutable_data_ptr()), out(geometry),
+                                                  out(normals)};
+                    });
+  return {ids, geometry, normals};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(
@@ -101,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(
     const Tensor& grad_normals) {
   const auto gaussians = gaussians_of(means, quats, log_scales, logits, kind);
   const int64_t n = gaussians.count;
-  const Tensor g_means = zeros({n, 3}), g_quats = zeros({n, 4}), g_scales = zeros({n, log_scales.size(1)}),
-               g_logits = zeros({n});
+  const Tensor g_means = empty({n, 3}), g_quats = empty({n, 4}), g_scales = empty({n, log_scales.size(1)}),
+               g_logits = empty({n});
   panbench::project_backward(gaussians,
                              view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind,
                              longs(ids), ids.size(0), floats(grad_geometry), floats(grad_normals), out(g_means),
@@ -133,9 +130,9 @@ struct PaddedFeatures {
   }
 };
 
-panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, const PaddedFeatures& padded,
-                               const Tensor& offsets, const Tensor& tile_ids, int64_t width, int64_t height,
-                               int64_t kind, int64_t detached, double near_plane) {
+panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
+                               const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind, int64_t detached,
+                               double near_plane) {
   check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
   check(features.dim() == 2 && features.size(0) == geometry.size(0), "features must be [M, C]");
   check(detached >= 0 && detached <= features.size(1), "detached must be at most the number of channels");
@@ -145,11 +142,11 @@ panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, c
   args.width = (int)width;
   args.height = (int)height;
   args.channels = (int)features.size(1);
-  args.stride = padded.stride;
+  args.stride = (int)((features.size(1) + 15) / 16 * 16);
   args.attached = (int)(features.size(1) - detached);
   args.near_plane = (float)near_plane;
   args.geometry = floats(geometry);
-  args.features = padded.rows;
+  args.features = floats(features);
   args.tile_offsets = ints(offsets);
   args.tile_ids = ints(tile_ids);
   return args;
@@ -158,10 +155,9 @@ panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, c
 std::tuple<Tensor, Tensor, Tensor, Tensor> blend(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
                                                  const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind,
                                                  int64_t detached, double near_plane) {
-  const PaddedFeatures padded(features);
   const Tensor image = empty({height, width, features.size(1)}), alpha = empty({height, width}),
                depth = empty({height, width}), median = empty({height, width});
-  panbench::blend(blend_args(geometry, features, padded, offsets, tile_ids, width, height, kind, detached, near_plane),
+  panbench::blend(blend_args(geometry, features, offsets, tile_ids, width, height, kind, detached, near_plane),
                   geometry.size(0), {out(image), out(alpha), out(depth), out(median)});
   return {image, alpha, depth, median};
 }
@@ -171,11 +167,10 @@ std::tuple<Tensor, Tensor> blend_backward(const Tensor& geometry, const Tensor& 
                                           int64_t detached, double near_plane, const Tensor& grad_image,
                                           const Tensor& grad_alpha, const Tensor& grad_depth,
                                           const Tensor& grad_median) {
-  const PaddedFeatures padded(features);
   const Tensor g_geometry = empty({geometry.size(0), geometry.size(1)}),
                g_features = empty({features.size(0), features.size(1)});
   panbench::blend_backward(
-      blend_args(geometry, features, padded, offsets, tile_ids, width, height, kind, detached, near_plane),
+      blend_args(geometry, features, offsets, tile_ids, width, height, kind, detached, near_plane),
       geometry.size(0), {floats(grad_image), floats(grad_alpha), floats(grad_depth), floats(grad_median)},
       out(g_geometry), out(g_features));
   return {g_geometry, g_features};
@@ -217,7 +212,13 @@ struct Attention {
     check(q_means.size(0) == q.size(0) && q_roots.size(0) == q.size(0), "query means and roots must have Q rows");
     args = {features.size(0),          (int)features.size(1),   (int)q.size(0),          queries.stride,
             query_rows.stride,         floats(features),        floats(means),           queries.data.data(),
-            query_rows.rows,           query_means.data.data(), query_roots.data.data(), logarithm ? 1 : 0};
+            query_rows.rows,           query_means.data.data(), query_roots.data.data(), logarithm, false, false, 0.0f, 0.0f};
+  }
+  void take_shares(double temperature, std::optional<double> rest) {
+    args.shares = true;
+    args.temperature = (float)temperature;
+    args.has_rest = rest.has_value();
+    args.rest = (float)(temperature * rest.value_or(0.0));
   }
 };
 
@@ -229,21 +230,59 @@ Tensor attend(const Tensor& features, const Tensor& means, const Tensor& queries
   return attention;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend_backward(const Tensor& features, const Tensor& means,
-                                                                   const Tensor& queries, const Tensor& query_means,
-                                                                   const Tensor& query_roots, bool logarithm,
-                                                                   const Tensor& grad) {
-  const Attention a(features, means, queries, query_means, query_roots, logarithm);
-  const int64_t dim = features.size(1), q = queries.size(0);
+using AttendGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+AttendGradients gradients_of(const Attention& a, const float* shares, const Tensor& grad) {
+  const int64_t rows = a.args.rows, dim = a.args.dim, q = a.args.queries;
   const int stride = a.queries.stride;
-  const Tensor g_features = empty({features.size(0), dim}), g_means = empty({means.size(0), 3});
+  const Tensor g_features = empty({rows, dim}), g_means = empty({rows, 3});
   std::vector<float> g_q(q * a.query_rows.stride), g_qm(3 * stride), g_qr(9 * stride);
-  panbench::attend_backward(a.args, floats(grad), out(g_features), out(g_means), g_q.data(), g_qm.data(), g_qr.data());
+  panbench::attend_backward(a.args, shares, floats(grad), out(g_features), out(g_means), g_q.data(), g_qm.data(),
+                            g_qr.data());
   const Tensor g_queries = empty({q, dim});
   for (int64_t i = 0; i < q; ++i)
     std::memcpy(out(g_queries) + i * dim, &g_q[i * a.query_rows.stride], dim * sizeof(float));
   return {g_features, g_means, g_queries,
           transposed_back(g_qm, 3, q, stride, {q, 3}), transposed_back(g_qr, 9, q, stride, {q, 3, 3})};
+}
+
+AttendGradients attend_backward(const Tensor& features, const Tensor& means, const Tensor& queries,
+                                const Tensor& query_means, const Tensor& query_roots, bool logarithm,
+                                const Tensor& grad) {
+  const Attention a(features, means, queries, query_means, query_roots, logarithm);
+  return gradients_of(a, nullptr, grad);
+}
+
+Tensor attend_shares(const Tensor& features, const Tensor& means, const Tensor& queries, const Tensor& query_means,
+                     const Tensor& query_roots, bool logarithm, double temperature, std::optional<double> rest) {
+  Attention a(features, means, queries, query_means, query_roots, logarithm);
+  a.take_shares(temperature, rest);
+  const Tensor shares = empty({features.size(0), queries.size(0)});
+  panbench::attend(a.args, out(shares));
+  return shares;
+}
+
+AttendGradients attend_shares_backward(const Tensor& features, const Tensor& means, const Tensor& queries,
+                                       const Tensor& query_means, const Tensor& query_roots, bool logarithm,
+                                       double temperature, std::optional<double> rest, const Tensor& shares,
+                                       const Tensor& grad) {
+  Attention a(features, means, queries, query_means, query_roots, logarithm);
+  a.take_shares(temperature, rest);
+  return gradients_of(a, floats(shares), grad);
+}
+
+Tensor take_rows(const Tensor& values, const Tensor& ids) {
+  check(values.dim() == 2, "values must be [N, D]");
+  const Tensor rows = empty({ids.size(0), values.size(1)});
+  panbench::take_rows(floats(values), longs(ids), ids.size(0), values.size(1), out(rows));
+  return rows;
+}
+
+Tensor take_rows_backward(const Tensor& grad, const Tensor& ids, int64_t count) {
+  check(grad.dim() == 2 && grad.size(0) == ids.size(0), "grad must have a row for each id");
+  const Tensor spread = empty({count, grad.size(1)});
+  panbench::spread_rows(floats(grad), longs(ids), ids.size(0), grad.size(1), count, out(spread));
+  return spread;
 }
 
 std::tuple<Tensor, Tensor> ssim(const Tensor& x, const Tensor& y) {
@@ -330,9 +369,9 @@ std::tuple<Tensor, Tensor, Tensor> spherical_harmonics_backward(const Tensor& dc
                                                                 const Tensor& grad_colors) {
   check_sh(dc, rest, means, degree);
   const int64_t n = dc.size(0);
-  const Tensor g_dc = zeros({n, 3}), g_rest = zeros({n, rest.size(1), 3}), g_means = zeros({n, 3});
+  const Tensor g_dc = empty({n, 3}), g_rest = empty({n, rest.size(1), 3}), g_means = empty({n, 3});
   panbench::spherical_harmonics_backward(ids.size(0), longs(ids), (int)degree, (int)rest.size(1), floats(dc),
-                                         floats(rest), floats(means), vector_of(camera), floats(grad_colors),
+                                         floats(rest), floats(means), vector_of(camera), floats(grad_colors), n,
                                          out(g_dc), out(g_rest), out(g_means));
   return {g_dc, g_rest, g_means};
 }
@@ -363,6 +402,15 @@ STABLE_TORCH_LIBRARY(panbench, m) {
       "attend_backward(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, bool "
       "logarithm, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "attend_shares(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, bool "
+      "logarithm, float temperature, float? rest) -> Tensor");
+  m.def(
+      "attend_shares_backward(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, "
+      "bool logarithm, float temperature, float? rest, Tensor shares, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
+  m.def("take_rows(Tensor values, Tensor ids) -> Tensor");
+  m.def("take_rows_backward(Tensor grad, Tensor ids, int count) -> Tensor");
+  m.def(
       "mask_losses(Tensor channels, Tensor semantic, Tensor pair, Tensor columns, Tensor weight, float epsilon) -> "
       "(Tensor, Tensor)");
   m.def(
@@ -385,6 +433,10 @@ STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
   m.impl("blend_backward", TORCH_BOX(&blend_backward));
   m.impl("attend", TORCH_BOX(&attend));
   m.impl("attend_backward", TORCH_BOX(&attend_backward));
+  m.impl("attend_shares", TORCH_BOX(&attend_shares));
+  m.impl("attend_shares_backward", TORCH_BOX(&attend_shares_backward));
+  m.impl("take_rows", TORCH_BOX(&take_rows));
+  m.impl("take_rows_backward", TORCH_BOX(&take_rows_backward));
   m.impl("mask_losses", TORCH_BOX(&mask_losses));
   m.impl("mask_losses_backward", TORCH_BOX(&mask_losses_backward));
   m.impl("ssim", TORCH_BOX(&ssim));

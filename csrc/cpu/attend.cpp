@@ -17,16 +17,16 @@ void attend(const AttendArgs& args, float* attention) {
     table.attend_forward(args, attention, args.rows * p / kPieces, args.rows * (p + 1) / kPieces);
 }
 
-void attend_backward(const AttendArgs& args, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots) {
+void attend_backward(const AttendArgs& args, const float* shares, const float* grad_attention, float* grad_features,
+                     float* grad_means, float* grad_query_rows, float* grad_query_means, float* grad_query_roots) {
   const KernelTable& table = kernels();
   const int64_t n = args.query_stride, rows = (int64_t)args.queries * args.dim_stride, size = rows + (3 + 9) * n;
   std::vector<float> sums(size * kPieces, 0.0f);
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < kPieces; ++p) {
     float* mine = sums.data() + p * size;
-    table.attend_backward(args, grad_attention, grad_features, grad_means, mine, mine + rows, mine + rows + 3 * n,
-                          args.rows * p / kPieces, args.rows * (p + 1) / kPieces);
+    table.attend_backward(args, shares, grad_attention, grad_features, grad_means, mine, mine + rows,
+                          mine + rows + 3 * n, args.rows * p / kPieces, args.rows * (p + 1) / kPieces);
   }
   const auto gather = [&](float* out, int64_t offset, int64_t count) {
     std::fill(out, out + count, 0.0f);

@@ -13,7 +13,8 @@
 namespace panbench {
 namespace {
 
-constexpr int kBands = 16;  // fixed, so that sums are formed in the same order whatever the thread count
+constexpr int kGroup = 2;  // tiles on a side of a group, which shares rows of gradients
+constexpr int kRow = 16;   // floats of geometry gradient in such a row
 
 // Reused between calls: fresh pages cost more than the work that is done in them.
 struct Scratch {
@@ -65,12 +66,78 @@ std::vector<Footprint> complete(BlendArgs& args, int64_t visible) {
   return prints;
 }
 
+int32_t list_length(const BlendArgs& args, int tile) { return args.tile_offsets[tile + 1] - args.tile_offsets[tile]; }
+
 int64_t longest_list(const BlendArgs& args) {
   int32_t longest = 0;
-  for (int t = 0; t < args.tiles_x * args.tiles_y; ++t)
-    longest = std::max(longest, args.tile_offsets[t + 1] - args.tile_offsets[t]);
+  for (int t = 0; t < args.tiles_x * args.tiles_y; ++t) longest = std::max(longest, list_length(args, t));
   return longest;
 }
+
+// Indices by descending cost: threads that take the long ones first finish together.
+std::vector<int> costly_first(const std::vector<int64_t>& cost) {
+  std::vector<int> order(cost.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = (int)i;
+  std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return cost[x] > cost[y]; });
+  return order;
+}
+
+// A square of tiles that one thread works through in order. Which thread does not matter to the sums.
+struct Group {
+  std::vector<int> tiles;
+  std::vector<int32_t> ids;
+  std::vector<float> features, geometry;
+  int count;
+};
+
+// Fills in the tiles of every group and returns the groups by descending number of candidates.
+std::vector<int> form_groups(const BlendArgs& args, std::vector<Group>& groups) {
+  const int across = (args.tiles_x + kGroup - 1) / kGroup, down = (args.tiles_y + kGroup - 1) / kGroup;
+  groups.resize((size_t)across * down);
+  std::vector<int64_t> cost(groups.size(), 0);
+  for (Group& group : groups) group.tiles.clear();
+  for (int t = 0; t < args.tiles_x * args.tiles_y; ++t) {
+    const int g = t / args.tiles_x / kGroup * across + t % args.tiles_x / kGroup;
+    groups[g].tiles.push_back(t);
+    cost[g] += list_length(args, t);
+  }
+  return costly_first(cost);
+}
+
+void backward_group(const BlendArgs& args, const BlendGradIn& in, Group& group, int32_t* local, char* scratch) {
+  const KernelTable& table = kernels();
+  GradRows rows{local, nullptr, nullptr, nullptr, 0};
+  for (const int tile : group.tiles) {
+    const size_t room = (size_t)rows.count + list_length(args, tile);
+    if (group.ids.size() < room) {
+      group.ids.resize(room + room / 2);
+      group.geometry.resize(group.ids.size() * kRow);
+    }
+    if (group.features.size() < room * args.stride) group.features.resize((room + room / 2) * args.stride);
+    rows.ids = group.ids.data();
+    rows.features = group.features.data();
+    rows.geometry = group.geometry.data();
+    table.blend_backward(args, in, rows, tile, scratch);
+  }
+  group.count = rows.count;
+  for (int r = 0; r < rows.count; ++r) local[rows.ids[r]] = -1;
+}
+
+// The rows of every Gaussian in the order of the groups: those of Gaussian m are offsets[m] to offsets[m + 1].
+struct Sources {
+  std::vector<int64_t> offsets;
+  std::vector<GradSource> rows;
+  Sources(const std::vector<Group>& groups, int64_t visible, int stride) : offsets(visible + 1, 0) {
+    for (const Group& group : groups)
+      for (int r = 0; r < group.count; ++r) ++offsets[group.ids[r] + 1];
+    for (int64_t m = 0; m < visible; ++m) offsets[m + 1] += offsets[m];
+    rows.resize(offsets.back());
+    std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
+    for (const Group& group : groups)
+      for (int r = 0; r < group.count; ++r)
+        rows[next[group.ids[r]]++] = {group.features.data() + (int64_t)r * stride, group.geometry.data() + r * kRow};
+  }
+};
 
 }  // namespace
 
@@ -121,13 +188,17 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
 void blend(BlendArgs args, int64_t visible, const BlendOut& out) {
   const std::vector<Footprint> prints = complete(args, visible);
   const KernelTable& table = kernels();
+  const int tiles = args.tiles_x * args.tiles_y;
   const int64_t bytes = table.blend_scratch(longest_list(args), args.stride);
+  std::vector<int64_t> cost(tiles);
+  for (int t = 0; t < tiles; ++t) cost[t] = list_length(args, t);
+  const std::vector<int> order = costly_first(cost);
 #pragma omp parallel
   {
     static thread_local Scratch scratch;
     char* memory = scratch.get(bytes);
 #pragma omp for schedule(dynamic)
-    for (int tile = 0; tile < args.tiles_x * args.tiles_y; ++tile) table.blend_forward(args, out, tile, memory);
+    for (int i = 0; i < tiles; ++i) table.blend_forward(args, out, order[i], memory);
   }
 }
 
@@ -137,56 +208,23 @@ void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, floa
   const KernelTable& table = kernels();
   const int64_t bytes = table.blend_scratch(longest_list(args), args.stride);
   const int width = geometry_width(args.kind);
-  const int bands = std::min(kBands, args.tiles_y);
-  constexpr int kRow = 16;  // floats of geometry gradient a row has in the bands
-  struct Band {
-    std::vector<int32_t> rows;  // Gaussians of this band, in the order in which its tiles meet them
-    std::vector<float> features, geometry;
-  };
-  static thread_local std::vector<Band> storage;
-  storage.resize(bands);
-  Band* const band_data = storage.data();  // thread_local: workers must use the caller's
+  static thread_local std::vector<Group> storage;
+  std::vector<Group>& groups = storage;  // thread_local: workers must use the caller's
+  const std::vector<int> order = form_groups(args, groups);
 #pragma omp parallel
   {
     static thread_local Scratch scratch;
-    static thread_local std::vector<int32_t> local;
+    static thread_local std::vector<int32_t> local;  // all -1 between groups
     char* memory = scratch.get(bytes);
-    local.assign(visible, -1);
+    if ((int64_t)local.size() < visible) local.resize(visible, -1);
 #pragma omp for schedule(dynamic)
-    for (int b = 0; b < bands; ++b) {
-      Band& band = band_data[b];
-      band.rows.clear();
-      const int first = args.tiles_y * b / bands * args.tiles_x, last = args.tiles_y * (b + 1) / bands * args.tiles_x;
-      for (int32_t k = args.tile_offsets[first]; k < args.tile_offsets[last]; ++k) {
-        const int32_t id = args.tile_ids[k];
-        if (local[id] < 0) {
-          local[id] = (int32_t)band.rows.size();
-          band.rows.push_back(id);
-        }
-      }
-      band.features.assign(band.rows.size() * args.stride, 0.0f);
-      band.geometry.assign(band.rows.size() * kRow, 0.0f);
-      const BlendGradOut out{local.data(), band.features.data(), band.geometry.data()};
-      for (int tile = first; tile < last; ++tile) table.blend_backward(args, in, out, tile, memory);
-      for (const int32_t id : band.rows) local[id] = -1;
-    }
-    // Each thread owns a range of Gaussians and adds the bands in their order.
-    const int threads = omp_get_num_threads(), me = omp_get_thread_num();
-    const int64_t begin = visible * me / threads, end = visible * (me + 1) / threads;
-    std::memset(grad_features + begin * args.channels, 0, (end - begin) * args.channels * sizeof(float));
-    std::memset(grad_geometry + begin * width, 0, (end - begin) * width * sizeof(float));
-    for (int b = 0; b < bands; ++b) {
-      const Band& band = band_data[b];
-      for (size_t r = 0; r < band.rows.size(); ++r) {
-        const int32_t id = band.rows[r];
-        if (id < begin || id >= end) continue;
-        float* to = grad_features + (int64_t)id * args.channels;
-        const float* from = band.features.data() + r * args.stride;
-        for (int c = 0; c < args.channels; ++c) to[c] += from[c];
-        for (int k = 0; k < width; ++k) grad_geometry[(int64_t)id * width + k] += band.geometry[r * kRow + k];
-      }
-    }
+    for (size_t i = 0; i < order.size(); ++i) backward_group(args, in, groups[order[i]], local.data(), memory);
   }
+  const Sources sources(groups, visible, args.stride);
+#pragma omp parallel for schedule(static)
+  for (int64_t m = 0; m < visible; ++m)
+    table.sum_rows(sources.rows.data() + sources.offsets[m], sources.offsets[m + 1] - sources.offsets[m], args.channels,
+                   grad_features + m * args.channels, width, grad_geometry + m * width);
 }
 
 }  // namespace panbench

@@ -12,6 +12,8 @@ namespace panbench {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTail = 4;     // channels that are blended together where fewer than sixteen are left
+constexpr float kNowhere = 1e15f;  // footprint of what pads the candidates: no block touches it
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
 constexpr int kHitGroup = 8;
@@ -20,22 +22,6 @@ constexpr int kPixelGroup = 4;
 constexpr int kHitGroup = 4;
 #endif
 
-// Candidates of a tile with their footprints as arrays, for testing sixteen at a time against a block.
-struct Tile {
-  int count, padded;
-  const int32_t* ids;
-  float* params;  // [count, kParams]
-  float *x, *y, *a, *b, *c, *slope_x, *slope_y, *cx, *cy, *r2;
-};
-
-struct Block {
-  int count;
-  int32_t* candidate;  // [hits] index into the tile's candidates
-  float* weight;       // [hits, 16] alpha * T
-  float* alpha;        // [hits, 16] 0 where not blended
-  float* before;       // [hits, 16] transmittance in front of the hit
-  float* depth;        // [hits, 16] hit depth (discs)
-};
 
 PB_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
@@ -45,10 +31,39 @@ PB_INLINE float* take(char*& scratch, int64_t floats) {
   return out;
 }
 
+// Candidates of a tile with their footprints as arrays, for testing sixteen at a time against a block. Candidates that
+// some pixel meets get a slot, in the order in which blocks meet them; only those are read and written beyond.
+struct Tile {
+  int count, padded;
+  const int32_t* ids;
+  float* params;  // [count, kParams]
+  float *x, *y, *a, *b, *c, *slope_x, *slope_y, *cx, *cy, *r2;
+  int slots;
+  int32_t* slot;   // [count] of a candidate, -1 if it has none
+  int32_t* owner;  // [slots] candidate of a slot
+  float* rows;     // [slots, stride] features, padded with zeros
+};
+
+struct Block {
+  int count;
+  int32_t* candidate;  // [hits] index into the tile's candidates
+  int32_t* slot;       // [hits]
+  float* weight;       // [hits, 16] alpha * T
+  float* alpha;        // [hits, 16] 0 where not blended; this and what follows for the backward pass only
+  float* before;       // [hits, 16] transmittance in front of the hit
+  float* depth;        // [hits, 16] hit depth, 0 where not blended
+};
+
+// What a pixel sums up beside its channels.
+struct Sums {
+  F16 transmittance;  // that is left behind the last hit
+  F16 depth;          // of w d
+  F16 median;         // depth of the last hit in front of which T > 1/2
+};
+
 int64_t blend_scratch(int64_t hits, int stride) {
   const int64_t padded = round_up(hits, kLanes);
-  const int64_t floats = padded * (kParams + 10 + 1 + 4 * kLanes + kLanes + kLanes) + 2 * kLanes * (int64_t)stride +
-                         kLanes * kLanes;
+  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride;
   return floats * 4 + 64 * 32;
 }
 
@@ -65,44 +80,73 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   t.params = take(scratch, (int64_t)t.padded * kParams);
   float** const arrays[] = {&t.x, &t.y, &t.a, &t.b, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
   for (float** array : arrays) *array = take(scratch, t.padded);
+  t.slots = 0;
+  t.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  t.owner = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  t.rows = take(scratch, (int64_t)t.padded * a.stride);
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
-  for (int i = 0; i < t.count; ++i) {
-    tile_parameters(a.kind, geometry_row(a, t.ids[i]), x0, y0, t.params + i * kParams);
-    const Footprint& f = a.footprints[t.ids[i]];
-    t.x[i] = f.x - x0;
-    t.y[i] = f.y - y0;
-    t.a[i] = f.a;
-    t.b[i] = f.b;
-    t.c[i] = f.c;
-    t.slope_x[i] = -f.b / f.a;
-    t.slope_y[i] = -f.b / f.c;
-    t.cx[i] = f.cx - x0;
-    t.cy[i] = f.cy - y0;
-    t.r2[i] = f.unbounded ? 1e30f : f.r2;
+  const F16 left = set1(x0), top = set1(y0);
+  for (int i = 0; i < t.padded; i += kLanes) {
+    F16 v[kLanes];
+    for (int k = 0; k < kLanes; ++k) {
+      const int n = i + k;
+      if (n < t.count) tile_parameters(a.kind, geometry_row(a, t.ids[n]), x0, y0, t.params + n * kParams);
+      v[k] = n < t.count ? load(a.footprints[t.ids[n]].values) : set1(kNowhere);
+    }
+    transpose(v);
+    store(t.x + i, v[0] - left);
+    store(t.y + i, v[1] - top);
+    store(t.a + i, v[2]);
+    store(t.b + i, v[3]);
+    store(t.c + i, v[4]);
+    store(t.slope_x + i, v[5]);
+    store(t.slope_y + i, v[6]);
+    store(t.cx + i, v[7] - left);
+    store(t.cy + i, v[8] - top);
+    store(t.r2 + i, v[9]);
   }
-  for (int i = t.count; i < t.padded; ++i) {
-    t.x[i] = t.y[i] = t.slope_x[i] = t.slope_y[i] = t.b[i] = t.cx[i] = t.cy[i] = 0.0f;
-    t.a[i] = t.c[i] = 1e30f;
-    t.x[i] = 1e6f;
-    t.r2[i] = -1.0f;
-  }
+  for (int i = 0; i < t.count; ++i) t.slot[i] = -1;
   return t;
 }
 
-Block open_block_buffers(const Tile& t, char*& scratch) {
+Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
   Block b;
   b.count = 0;
   b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  b.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
   b.weight = take(scratch, (int64_t)t.padded * kLanes);
-  b.alpha = take(scratch, (int64_t)t.padded * kLanes);
-  b.before = take(scratch, (int64_t)t.padded * kLanes);
-  b.depth = take(scratch, (int64_t)t.padded * kLanes);
+  float** const arrays[] = {&b.alpha, &b.before, &b.depth};
+  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)t.padded * kLanes) : nullptr;
   return b;
+}
+
+// Gives the block's hits slots; new ones get their features copied, so that the channel products read memory in order.
+PB_INLINE void open_slots(const BlendArgs& a, Tile& t, Block& b) {
+  for (int n = 0; n < b.count; ++n) {
+    const int candidate = b.candidate[n];
+    int slot = t.slot[candidate];
+    if (slot < 0) {
+      slot = t.slot[candidate] = t.slots++;
+      t.owner[slot] = candidate;
+      const float* from = a.features + (int64_t)t.ids[candidate] * a.channels;
+      float* to = t.rows + (int64_t)slot * a.stride;
+      int c = 0;
+      for (; c + kLanes <= a.channels; c += kLanes) store(to + c, load(from + c));
+      if (c < a.channels) store(to + c, load_part(from + c, a.channels - c));
+    }
+    b.slot[n] = slot;
+  }
 }
 
 PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
+
+// Asks for a row of floats early: features and image gradients come from far away, and weighing a block takes long.
+PB_INLINE void prefetch(const float* row, int64_t count) {
+  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
+  __builtin_prefetch(row + count - 1);
+}
 
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
 PB_INLINE uint32_t touches(const Tile& t, int i, float bx, float by) {
@@ -167,11 +211,11 @@ PB_INLINE Hit evaluate(const float* p, F16 px, F16 py, float near_plane) {
   return h;
 }
 
-// Forms the weights of one block. Returns the final transmittance; fills the block's buffers with its hits in order.
-template <int kind>
-PB_INLINE F16 weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
+// Forms the weights of one block: fills the block's buffers with its hits in order.
+template <int kind, bool backward>
+PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
   const float bx = (float)(block % 4 * kBlock) + 0.5f, by = (float)(block / 4 * kBlock) + 0.5f;
-  F16 transmittance = set1(1.0f);
+  Sums sums = {set1(1.0f), zero(), zero()};
   M16 active = mask_of(inside);
   out.count = 0;
   for (int i = 0; i < t.count && any(active); i += kLanes) {
@@ -182,7 +226,7 @@ PB_INLINE F16 weigh(const BlendArgs& args, const Tile& t, int block, uint32_t in
       const Hit hit = evaluate<kind>(t.params + candidate * kParams, px, py, args.near_plane);
       M16 m = hit.mask & active;
       if (!any(m)) continue;
-      const F16 next = transmittance * (set1(1.0f) - hit.alpha);
+      const F16 before = sums.transmittance, next = before * (set1(1.0f) - hit.alpha);
       const M16 stop = m & less_equal(next, set1(kTransmittanceMin));
       active = and_not(active, stop);
       m = and_not(m, stop);
@@ -192,27 +236,22 @@ PB_INLINE F16 weigh(const BlendArgs& args, const Tile& t, int block, uint32_t in
       }
       const int n = out.count++;
       out.candidate[n] = candidate;
-      const F16 alpha = select(m, hit.alpha, zero());
-      store(out.alpha + n * kLanes, alpha);
-      store(out.before + n * kLanes, transmittance);
-      store(out.weight + n * kLanes, alpha * transmittance);
-      store(out.depth + n * kLanes, select(m, hit.depth, zero()));
-      transmittance = select(m, next, transmittance);
+      if (t.slot[candidate] < 0) prefetch(args.features + (int64_t)t.ids[candidate] * args.channels, args.channels);
+      const F16 alpha = select(m, hit.alpha, zero()), depth = select(m, hit.depth, zero());
+      const F16 weight = alpha * before;
+      store(out.weight + n * kLanes, weight);
+      if constexpr (backward) {
+        store(out.alpha + n * kLanes, alpha);
+        store(out.before + n * kLanes, before);
+        store(out.depth + n * kLanes, depth);
+      } else {
+        sums.depth = fma(weight, depth, sums.depth);
+        sums.median = select(m & less(set1(0.5f), before), depth, sums.median);
+      }
+      sums.transmittance = select(m, next, before);
     }
   }
-  return transmittance;
-}
-
-// Sum of weighted depth, and the depth of the last hit in front of which T > 1/2.
-PB_INLINE void depth_sums(const Block& b, F16& expected, F16& median) {
-  expected = zero();
-  median = zero();
-  for (int n = 0; n < b.count; ++n) {
-    const F16 d = load(b.depth + n * kLanes);
-    expected = fma(load(b.weight + n * kLanes), d, expected);
-    const M16 m = less(set1(0.5f), load(b.before + n * kLanes)) & less(zero(), load(b.alpha + n * kLanes));
-    median = select(m, d, median);
-  }
+  return sums;
 }
 
 struct BlockPlace {
@@ -221,20 +260,20 @@ struct BlockPlace {
   F16 px, py;       // tile-local pixel centres
 };
 
+constexpr uint32_t kWhole = 0xffff;
+
 PB_INLINE BlockPlace place(const BlendArgs& a, int tile, int block) {
+  static const float across[kLanes] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+  static const float down[kLanes] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
   BlockPlace b;
   const int lx = block % 4 * kBlock, ly = block / 4 * kBlock;
   b.x = tile % a.tiles_x * kTile + lx;
   b.y = tile / a.tiles_x * kTile + ly;
   b.inside = 0;
-  float xs[kLanes], ys[kLanes];
-  for (int p = 0; p < kLanes; ++p) {
-    xs[p] = (float)(lx + p % kBlock) + 0.5f;
-    ys[p] = (float)(ly + p / kBlock) + 0.5f;
-    if (b.x + p % kBlock < a.width && b.y + p / kBlock < a.height) b.inside |= 1u << p;
-  }
-  b.px = load(xs);
-  b.py = load(ys);
+  for (int y = 0; y < kBlock && b.y + y < a.height; ++y)
+    for (int x = 0; x < kBlock && b.x + x < a.width; ++x) b.inside |= 1u << (y * kBlock + x);
+  b.px = load(across) + set1((float)lx + 0.5f);
+  b.py = load(down) + set1((float)ly + 0.5f);
   return b;
 }
 
@@ -245,124 +284,187 @@ PB_INLINE int64_t pixel(const BlendArgs& a, const BlockPlace& b, int p) {
 PB_INLINE void scatter(const BlendArgs& a, const BlockPlace& b, F16 value, float* map) {
   float v[kLanes];
   store(v, value);
+  if (b.inside == kWhole) {
+    for (int y = 0; y < kBlock; ++y) std::memcpy(map + pixel(a, b, y * kBlock), v + y * kBlock, kBlock * sizeof(float));
+    return;
+  }
   for (int p = 0; p < kLanes; ++p)
     if (b.inside >> p & 1) map[pixel(a, b, p)] = v[p];
 }
 
 PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) {
   float v[kLanes];
-  for (int p = 0; p < kLanes; ++p) v[p] = b.inside >> p & 1 ? map[pixel(a, b, p)] : 0.0f;
+  if (b.inside == kWhole) {
+    for (int y = 0; y < kBlock; ++y) std::memcpy(v + y * kBlock, map + pixel(a, b, y * kBlock), kBlock * sizeof(float));
+  } else {
+    for (int p = 0; p < kLanes; ++p) v[p] = b.inside >> p & 1 ? map[pixel(a, b, p)] : 0.0f;
+  }
   return load(v);
 }
 
-template <int kind>
-PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
-  const Tile t = open_tile(a, tile, scratch);
-  Block b = open_block_buffers(t, scratch);
-  float sums[kLanes * kLanes];
-  for (int block = 0; block < 16; ++block) {
-    const BlockPlace at = place(a, tile, block);
-    if (!at.inside) continue;
-    const F16 transmittance = weigh<kind>(a, t, block, at.inside, at.px, at.py, b);
-    scatter(a, at, set1(1.0f) - transmittance, out.alpha);
-    F16 expected, median;
-    depth_sums(b, expected, median);
-    scatter(a, at, expected, out.depth);
-    scatter(a, at, median, out.median);
-    for (int c = 0; c < a.channels; c += kLanes) {
-      for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
-        F16 acc[kPixelGroup];
+// Out = W^T F of one block. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
+// lanes, so that three channels do not cost as much as sixteen.
+PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, float* image) {
+  const int whole = a.channels / kLanes * kLanes;
+  for (int c = 0; c < whole; c += kLanes) {
+    for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
+      F16 acc[kPixelGroup];
 #pragma GCC unroll 16
-        for (int p = 0; p < kPixelGroup; ++p) acc[p] = zero();
-        for (int n = 0; n < b.count; ++n) {
-          const F16 f = load(a.features + (int64_t)t.ids[b.candidate[n]] * a.stride + c);
-          const float* w = b.weight + n * kLanes + p0;
+      for (int p = 0; p < kPixelGroup; ++p) acc[p] = zero();
+      for (int n = 0; n < b.count; ++n) {
+        const F16 f = load(t.rows + (int64_t)b.slot[n] * a.stride + c);
+        const float* w = b.weight + n * kLanes + p0;
 #pragma GCC unroll 16
-          for (int p = 0; p < kPixelGroup; ++p) acc[p] = fma(set1(w[p]), f, acc[p]);
-        }
-#pragma GCC unroll 16
-        for (int p = 0; p < kPixelGroup; ++p) store(sums + (p0 + p) * kLanes, acc[p]);
+        for (int p = 0; p < kPixelGroup; ++p) acc[p] = fma(set1(w[p]), f, acc[p]);
       }
-      const int width = a.channels - c < kLanes ? a.channels - c : kLanes;
-      for (int p = 0; p < kLanes; ++p) {
-        if (!(at.inside >> p & 1)) continue;
-        float* row = out.image + pixel(a, at, p) * a.channels + c;
-        if (width == kLanes) {
-          store(row, load(sums + p * kLanes));
-        } else {
-          for (int k = 0; k < width; ++k) row[k] = sums[p * kLanes + k];
-        }
-      }
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixelGroup; ++p)
+        if (at.inside >> (p0 + p) & 1) store(image + pixel(a, at, p0 + p) * a.channels + c, acc[p]);
+    }
+  }
+  for (int c = whole; c < a.channels; c += kTail) {
+    F16 acc[kTail];
+#pragma GCC unroll 4
+    for (int k = 0; k < kTail; ++k) acc[k] = zero();
+    for (int n = 0; n < b.count; ++n) {
+      const float* f = t.rows + (int64_t)b.slot[n] * a.stride + c;
+      const F16 w = load(b.weight + n * kLanes);
+#pragma GCC unroll 4
+      for (int k = 0; k < kTail; ++k) acc[k] = fma(set1(f[k]), w, acc[k]);
+    }
+    float sums[kTail * kLanes];
+#pragma GCC unroll 4
+    for (int k = 0; k < kTail; ++k) store(sums + k * kLanes, acc[k]);
+    const int width = a.channels - c < kTail ? a.channels - c : kTail;
+    for (int p = 0; p < kLanes; ++p) {
+      if (!(at.inside >> p & 1)) continue;
+      float* row = image + pixel(a, at, p) * a.channels + c;
+      for (int k = 0; k < width; ++k) row[k] = sums[k * kLanes + p];
     }
   }
 }
 
 template <int kind>
-PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const BlendGradOut& out, int tile,
-                             char* scratch) {
-  const Tile t = open_tile(a, tile, scratch);
-  if (!t.count) return;
-  Block b = open_block_buffers(t, scratch);
-  float* moments = take(scratch, (int64_t)t.padded * kLanes);  // [count, 16] sums over the tile's pixels
-  float* signal = take(scratch, (int64_t)t.padded * kLanes);   // [hits, 16] s = sum of f * dL/dout
-  float* pixel_grad = take(scratch, (int64_t)kLanes * a.stride);
-  float* channel_grad = take(scratch, (int64_t)kLanes * a.stride);
-  std::memset(moments, 0, (int64_t)t.count * kLanes * 4);
+PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
+  Tile t = open_tile(a, tile, scratch);
+  Block b = open_block_buffers(t, false, scratch);
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
-    const F16 transmittance = weigh<kind>(a, t, block, at.inside, at.px, at.py, b);
-    if (!b.count) continue;
+    const Sums sums = weigh<kind, false>(a, t, block, at.inside, at.px, at.py, b);
+    scatter(a, at, set1(1.0f) - sums.transmittance, out.alpha);
+    scatter(a, at, sums.depth, out.depth);
+    scatter(a, at, sums.median, out.median);
+    open_slots(a, t, b);
+    blend_channels(a, t, b, at, out.image);
+  }
+}
+
+// The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16].
+PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const float* image, float* by_pixel,
+                              float* by_channel) {
+  for (int c = 0; c < a.channels; c += kLanes) {
+    const int width = a.channels - c;
+    F16 v[kLanes];
+#pragma GCC unroll 16
     for (int p = 0; p < kLanes; ++p) {
-      float* row = pixel_grad + p * a.stride;
-      if (at.inside >> p & 1) {
-        std::memcpy(row, in.image + pixel(a, at, p) * a.channels, (size_t)a.channels * 4);
-        for (int c = a.channels; c < a.stride; ++c) row[c] = 0.0f;
-      } else {
-        std::memset(row, 0, (size_t)a.stride * 4);
+      const float* from = image + pixel(a, at, p) * a.channels + c;
+      v[p] = !(at.inside >> p & 1) ? zero() : width >= kLanes ? load(from) : load_part(from, width);
+      store(by_pixel + p * a.stride + c, v[p]);
+    }
+    if (c >= a.attached) continue;
+    transpose(v);
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes; ++k) store(by_channel + (c + k) * kLanes, v[k]);
+  }
+}
+
+// Rows of the gradients [slots] that belong to the tile's slots from `first` on; Gaussians new to the group get one.
+PB_INLINE void open_gradients(const BlendArgs& a, const Tile& t, GradRows& out, int first, int32_t* rows, float* moments) {
+  for (int slot = first; slot < t.slots; ++slot) {
+    const int32_t id = t.ids[t.owner[slot]];
+    int32_t row = out.local[id];
+    if (row < 0) {
+      row = out.local[id] = out.count++;
+      out.ids[row] = id;
+      for (int c = 0; c < a.stride; c += kLanes) store(out.features + (int64_t)row * a.stride + c, zero());
+      store(out.geometry + (int64_t)row * kLanes, zero());
+    }
+    rows[slot] = row;
+    store(moments + (int64_t)slot * kLanes, zero());
+  }
+}
+
+// dF = W dOut of one block, added to the group's rows.
+PB_INLINE void feature_gradients(const BlendArgs& a, const Block& b, const float* by_pixel, const int32_t* rows,
+                                 float* features) {
+  for (int c = 0; c < a.channels; c += kLanes) {
+    for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
+      F16 g[kPixelGroup];
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixelGroup; ++p) g[p] = load(by_pixel + (p0 + p) * a.stride + c);
+      for (int n = 0; n < b.count; ++n) {
+        float* row = features + (int64_t)rows[b.slot[n]] * a.stride + c;
+        const float* w = b.weight + n * kLanes + p0;
+        F16 part[4] = {load(row), zero(), zero(), zero()};
+#pragma GCC unroll 16
+        for (int p = 0; p < kPixelGroup; ++p) part[p % 4] = fma(set1(w[p]), g[p], part[p % 4]);
+        store(row, (part[0] + part[1]) + (part[2] + part[3]));
       }
     }
-    // dF = W dOut
-    for (int c = 0; c < a.channels; c += kLanes) {
-      for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
-        F16 g[kPixelGroup];
-#pragma GCC unroll 16
-        for (int p = 0; p < kPixelGroup; ++p) g[p] = load(pixel_grad + (p0 + p) * a.stride + c);
-        for (int n = 0; n < b.count; ++n) {
-          float* row = out.features + (int64_t)out.local[t.ids[b.candidate[n]]] * a.stride + c;
-          const float* w = b.weight + n * kLanes + p0;
-          F16 part[4] = {load(row), zero(), zero(), zero()};
-#pragma GCC unroll 16
-          for (int p = 0; p < kPixelGroup; ++p) part[p % 4] = fma(set1(w[p]), g[p], part[p % 4]);
-          store(row, (part[0] + part[1]) + (part[2] + part[3]));
-        }
-      }
+  }
+}
+
+// dW = F dOut^T over the attached channels, plus depth: signal [hits, 16].
+PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& b, const float* by_channel,
+                                F16 grad_depth, float* signal) {
+  for (int n = 0; n < b.count; n += kHitGroup) {
+    // Several hits at once: one alone is a chain of dependent additions. The last group repeats its last hit.
+    const float* f[kHitGroup];
+    F16 s[kHitGroup];
+#pragma GCC unroll 8
+    for (int k = 0; k < kHitGroup; ++k) {
+      const int hit = n + k < b.count ? n + k : b.count - 1;
+      f[k] = t.rows + (int64_t)b.slot[hit] * a.stride;
+      s[k] = load(b.depth + hit * kLanes) * grad_depth;
     }
-    // s = f . dOut over the attached channels, plus depth
-    for (int c = 0; c < a.attached; ++c)
-      for (int p = 0; p < kLanes; ++p) channel_grad[c * kLanes + p] = pixel_grad[p * a.stride + c];
+    for (int c = 0; c < a.attached; ++c) {
+      const F16 g = load(by_channel + c * kLanes);
+#pragma GCC unroll 8
+      for (int k = 0; k < kHitGroup; ++k) s[k] = fma(set1(f[k][c]), g, s[k]);
+    }
+    for (int k = 0; k < kHitGroup && n + k < b.count; ++k) store(signal + (n + k) * kLanes, s[k]);
+  }
+}
+
+template <int kind>
+PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
+  Tile t = open_tile(a, tile, scratch);
+  if (!t.count) return;
+  Block b = open_block_buffers(t, true, scratch);
+  float* moments = take(scratch, (int64_t)t.padded * kLanes);  // [slots, 16] sums over the tile's pixels
+  float* signal = take(scratch, (int64_t)t.padded * kLanes);   // [hits, 16]
+  int32_t* rows = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  float* by_pixel = take(scratch, (int64_t)kLanes * a.stride);
+  float* by_channel = take(scratch, (int64_t)kLanes * a.stride);
+  for (int block = 0; block < 16; ++block) {
+    const BlockPlace at = place(a, tile, block);
+    if (!at.inside) continue;
+    const int64_t across = a.width - at.x < kBlock ? a.width - at.x : kBlock;
+    for (int y = 0; y < kBlock && at.y + y < a.height; ++y)
+      prefetch(in.image + pixel(a, at, y * kBlock) * a.channels, across * a.channels);
+    const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
+    if (!b.count) continue;
+    const int known = t.slots;
+    open_slots(a, t, b);
+    open_gradients(a, t, out, known, rows, moments);
+    load_gradients(a, at, in.image, by_pixel, by_channel);
+    feature_gradients(a, b, by_pixel, rows, out.features);
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
-    const F16 grad_alpha = gather(a, at, in.alpha);
-    for (int n = 0; n < b.count; n += kHitGroup) {
-      // Several hits at once: one alone is a chain of dependent additions. The last group repeats its last hit.
-      const float* f[kHitGroup];
-      F16 s[kHitGroup];
-#pragma GCC unroll 8
-      for (int k = 0; k < kHitGroup; ++k) {
-        const int hit = n + k < b.count ? n + k : b.count - 1;
-        f[k] = a.features + (int64_t)t.ids[b.candidate[hit]] * a.stride;
-        s[k] = load(b.depth + hit * kLanes) * grad_depth;
-      }
-      for (int c = 0; c < a.attached; ++c) {
-        const F16 g = load(channel_grad + c * kLanes);
-#pragma GCC unroll 8
-        for (int k = 0; k < kHitGroup; ++k) s[k] = fma(set1(f[k][c]), g, s[k]);
-      }
-      for (int k = 0; k < kHitGroup && n + k < b.count; ++k) store(signal + (n + k) * kLanes, s[k]);
-    }
+    weight_gradients(a, t, b, by_channel, grad_depth, signal);
     // Back to front: g_alpha = T s + (T_final g_A - sum behind w s) / (1 - alpha).
     F16 behind = zero();
-    const F16 open = transmittance * grad_alpha;
+    const F16 open = transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
     for (int n = b.count - 1; n >= 0; --n) {
       const float* p = t.params + b.candidate[n] * kParams;
@@ -375,7 +477,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
       const M16 is_median = blended & less(set1(0.5f), before) & median_open;
       median_open = and_not(median_open, is_median);
       const F16 grad_hit = fma(weight, grad_depth, select(is_median, grad_median, zero()));
-      float* m = moments + b.candidate[n] * kLanes;
+      float* m = moments + b.slot[n] * kLanes;
       if constexpr (kind == kEllipsoid) {
         const F16 gs = zero() - alpha * grad;
         const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
@@ -417,10 +519,10 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, const Bl
     }
   }
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
-  for (int i = 0; i < t.count; ++i) {
+  for (int slot = 0; slot < t.slots; ++slot) {
     float gradient[kDiscGeometry];
-    geometry_gradient(kind, geometry_row(a, t.ids[i]), x0, y0, moments + i * kLanes, gradient);
-    float* row = out.geometry + (int64_t)out.local[t.ids[i]] * kLanes;
+    geometry_gradient(kind, geometry_row(a, t.ids[t.owner[slot]]), x0, y0, moments + (int64_t)slot * kLanes, gradient);
+    float* row = out.geometry + (int64_t)rows[slot] * kLanes;
     for (int k = 0; k < geometry_width(kind); ++k) row[k] += gradient[k];
   }
 }
@@ -433,12 +535,28 @@ void blend_forward(const BlendArgs& a, const BlendOut& out, int tile, char* scra
   }
 }
 
-void blend_backward(const BlendArgs& a, const BlendGradIn& in, const BlendGradOut& out, int tile, char* scratch) {
+void blend_backward(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
   if (a.kind == kEllipsoid) {
     backward_tile<kEllipsoid>(a, in, out, tile, scratch);
   } else {
     backward_tile<kDisc>(a, in, out, tile, scratch);
   }
+}
+
+// The sum of a Gaussian's rows in all groups, in their order.
+void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry) {
+  for (int c = 0; c < channels; c += kLanes) {
+    F16 s = zero();
+    for (int64_t i = 0; i < count; ++i) s = s + load(from[i].features + c);
+    if (channels - c >= kLanes) {
+      store(features + c, s);
+    } else {
+      store_part(features + c, s, channels - c);
+    }
+  }
+  F16 s = zero();
+  for (int64_t i = 0; i < count; ++i) s = s + load(from[i].geometry);
+  store_part(geometry, s, width);
 }
 
 // log(1 + t) for t in [0, 1], by the series of 2 atanh(t / (2 + t)).
@@ -454,106 +572,192 @@ PB_INLINE F16 log1p_unit(F16 t) {
   return p * z;
 }
 
-struct Similarity {
-  F16 dot, y0, y1, y2, mahalanobis, dx, dy, dz;
+constexpr int kRows = 4;  // Gaussians that are compared with sixteen queries at once
+
+// A few consecutive Gaussians; the last one is repeated where fewer are left.
+struct Rows {
+  int64_t first;
+  int live;
+  const float *f[kRows], *x[kRows];
 };
 
-PB_INLINE Similarity compare(const AttendArgs& a, int64_t row, int q) {
-  Similarity s;
-  s.dot = zero();
-  const float* f = a.features + row * a.dim;
-  for (int k = 0; k < a.dim; ++k) s.dot = fma(set1(f[k]), load(a.query_features + (int64_t)k * a.query_stride + q), s.dot);
-  const float* x = a.means + row * 3;
-  const int n = a.query_stride;
-  s.dx = set1(x[0]) - load(a.query_means + q);
-  s.dy = set1(x[1]) - load(a.query_means + n + q);
-  s.dz = set1(x[2]) - load(a.query_means + 2 * n + q);
-  const float* r = a.query_roots + q;
-  s.y0 = fma(load(r), s.dx, fma(load(r + n), s.dy, load(r + 2 * n) * s.dz));
-  s.y1 = fma(load(r + 3 * n), s.dx, fma(load(r + 4 * n), s.dy, load(r + 5 * n) * s.dz));
-  s.y2 = fma(load(r + 6 * n), s.dx, fma(load(r + 7 * n), s.dy, load(r + 8 * n) * s.dz));
-  s.mahalanobis = fma(s.y0, s.y0, fma(s.y1, s.y1, s.y2 * s.y2));
-  return s;
+PB_INLINE Rows rows_at(const AttendArgs& a, int64_t row, int64_t end) {
+  Rows r;
+  r.first = row;
+  r.live = end - row < kRows ? (int)(end - row) : kRows;
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t n = row + (i < r.live ? i : r.live - 1);
+    r.f[i] = a.features + n * a.dim;
+    r.x[i] = a.means + n * 3;
+  }
+  return r;
 }
 
-void attend_forward(const AttendArgs& a, float* out, int64_t begin, int64_t end) {
-  float tail[kLanes];
-  for (int64_t row = begin; row < end; ++row) {
-    for (int q = 0; q < a.queries; q += kLanes) {
-      const Similarity s = compare(a, row, q);
-      F16 value;
-      if (a.logarithm) {
-        const F16 magnitude = max(s.dot, zero() - s.dot);
-        value = min(s.dot, zero()) - log1p_unit(exp(zero() - magnitude)) - set1(0.5f) * s.mahalanobis;
-      } else {
-        value = exp(set1(-0.5f) * s.mahalanobis) / (set1(1.0f) + exp(zero() - s.dot));
-      }
-      float* to = out + row * a.queries + q;
-      if (a.queries - q >= kLanes) {
-        store(to, value);
-      } else {
-        store(tail, value);
-        for (int k = 0; k < a.queries - q; ++k) to[k] = tail[k];
-      }
-    }
+PB_INLINE F16 load_up_to(const float* p, int n) { return n >= kLanes ? load(p) : load_part(p, n); }
+
+PB_INLINE void store_up_to(float* p, F16 v, int n) {
+  if (n >= kLanes) {
+    store(p, v);
+  } else {
+    store_part(p, v, n);
   }
 }
 
-void attend_backward(const AttendArgs& a, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,
-                     int64_t end) {
+PB_INLINE void dots(const AttendArgs& a, const Rows& rows, int q, F16 out[kRows]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; ++i) out[i] = zero();
+  for (int k = 0; k < a.dim; ++k) {
+    const F16 query = load(a.query_features + (int64_t)k * a.query_stride + q);
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) out[i] = fma(set1(rows.f[i][k]), query, out[i]);
+  }
+}
+
+struct Distance {
+  F16 mahalanobis, dx, dy, dz, y0, y1, y2;
+};
+
+PB_INLINE Distance distance(const AttendArgs& a, const float* x, int q) {
+  Distance d;
   const int n = a.query_stride;
-  float tail[kLanes];
-  for (int64_t row = begin; row < end; ++row) {
-    const float* f = a.features + row * a.dim;
-    float* gf = grad_features + row * a.dim;
-    for (int k = 0; k < a.dim; ++k) gf[k] = 0.0f;
-    float g_dots[kLanes];
-    F16 gx = zero(), gy = zero(), gz = zero();
+  d.dx = set1(x[0]) - load(a.query_means + q);
+  d.dy = set1(x[1]) - load(a.query_means + n + q);
+  d.dz = set1(x[2]) - load(a.query_means + 2 * n + q);
+  const float* r = a.query_roots + q;
+  d.y0 = fma(load(r), d.dx, fma(load(r + n), d.dy, load(r + 2 * n) * d.dz));
+  d.y1 = fma(load(r + 3 * n), d.dx, fma(load(r + 4 * n), d.dy, load(r + 5 * n) * d.dz));
+  d.y2 = fma(load(r + 6 * n), d.dx, fma(load(r + 7 * n), d.dy, load(r + 8 * n) * d.dz));
+  d.mahalanobis = fma(d.y0, d.y0, fma(d.y1, d.y1, d.y2 * d.y2));
+  return d;
+}
+
+// Softmax of temperature * row and, if there is one, of the constant rest.
+PB_INLINE void softmax(const AttendArgs& a, float* row) {
+  const F16 lowest = set1(-1e30f), temperature = set1(a.temperature);
+  F16 top = lowest;
+  for (int q = 0; q < a.queries; q += kLanes) {
+    const F16 v = temperature * load_up_to(row + q, a.queries - q);
+    top = max(top, select(mask_of(a.queries - q >= kLanes ? kWhole : (1u << (a.queries - q)) - 1), v, lowest));
+  }
+  float lanes[kLanes], highest = a.has_rest ? a.rest : -1e30f;
+  store(lanes, top);
+  for (const float v : lanes) highest = v > highest ? v : highest;
+  F16 total = zero();
+  for (int q = 0; q < a.queries; q += kLanes) {
+    const F16 x = temperature * load_up_to(row + q, a.queries - q) - set1(highest);
+    // A true zero: what is below the smallest normal number slows down all that follows.
+    const M16 gone = less(x, set1(-80.0f)) | mask_of(a.queries - q >= kLanes ? 0 : ~((1u << (a.queries - q)) - 1));
+    const F16 e = select(gone, zero(), exp(x));
+    total = total + e;
+    store_up_to(row + q, e, a.queries - q);
+  }
+  store(lanes, exp(set1((a.has_rest ? a.rest : 0.0f) - highest)));
+  const F16 scale = set1(1.0f / (sum(total) + (a.has_rest ? lanes[0] : 0.0f)));
+  for (int q = 0; q < a.queries; q += kLanes)
+    store_up_to(row + q, scale * load_up_to(row + q, a.queries - q), a.queries - q);
+}
+
+void attend_forward(const AttendArgs& a, float* out, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row += kRows) {
+    const Rows rows = rows_at(a, row, end);
     for (int q = 0; q < a.queries; q += kLanes) {
-      const float* from = grad_attention + row * a.queries + q;
-      F16 g;
-      if (a.queries - q >= kLanes) {
-        g = load(from);
-      } else {
-        for (int k = 0; k < kLanes; ++k) tail[k] = k < a.queries - q ? from[k] : 0.0f;
-        g = load(tail);
+      F16 dot[kRows];
+      dots(a, rows, q, dot);
+      for (int i = 0; i < rows.live; ++i) {
+        const F16 m = distance(a, rows.x[i], q).mahalanobis;
+        F16 value;
+        if (a.logarithm) {
+          const F16 magnitude = max(dot[i], zero() - dot[i]);
+          value = min(dot[i], zero()) - log1p_unit(exp(zero() - magnitude)) - set1(0.5f) * m;
+        } else {
+          value = exp(set1(-0.5f) * m) / (set1(1.0f) + exp(zero() - dot[i]));
+        }
+        store_up_to(out + (row + i) * a.queries + q, value, a.queries - q);
       }
-      const Similarity s = compare(a, row, q);
-      const F16 sigmoid = set1(1.0f) / (set1(1.0f) + exp(zero() - s.dot));
-      if (!a.logarithm) g = g * sigmoid * exp(set1(-0.5f) * s.mahalanobis);
-      const F16 g_dot = g * (set1(1.0f) - sigmoid);
-      store(g_dots, g_dot);
-      const int lanes = a.queries - q < kLanes ? a.queries - q : kLanes;
-      for (int lane = 0; lane < lanes; ++lane) {
-        const float scale = g_dots[lane];
-        const float* query = a.query_rows + (int64_t)(q + lane) * a.dim_stride;
-        float* grad_query = grad_query_rows + (int64_t)(q + lane) * a.dim_stride;
-        for (int k = 0; k < a.dim; ++k) {
-          gf[k] += scale * query[k];
-          grad_query[k] += scale * f[k];
+    }
+    if (a.shares)
+      for (int i = 0; i < rows.live; ++i) softmax(a, out + (row + i) * a.queries);
+  }
+}
+
+// Gradients of the features of a few Gaussians and of sixteen queries, from those of their dot products.
+PB_INLINE void dot_gradients(const AttendArgs& a, const Rows& rows, int q, const float g_dots[kRows][kLanes],
+                             float* grad_features, float* grad_query_rows) {
+  const int lanes = a.queries - q < kLanes ? a.queries - q : kLanes;
+  for (int d = 0; d < a.dim; d += kLanes) {
+    F16 f[kRows], g[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      f[i] = load_up_to(rows.f[i] + d, a.dim - d);
+      g[i] = q && i < rows.live ? load_up_to(grad_features + (rows.first + i) * a.dim + d, a.dim - d) : zero();
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      const int64_t at = (int64_t)(q + lane) * a.dim_stride + d;
+      const F16 query = load(a.query_rows + at);
+      F16 grad_query = load(grad_query_rows + at);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const F16 scale = set1(g_dots[i][lane]);
+        g[i] = fma(scale, query, g[i]);
+        grad_query = fma(scale, f[i], grad_query);
+      }
+      store(grad_query_rows + at, grad_query);
+    }
+    for (int i = 0; i < rows.live; ++i)
+      store_up_to(grad_features + (rows.first + i) * a.dim + d, g[i], a.dim - d);
+  }
+}
+
+void attend_backward(const AttendArgs& a, const float* shares, const float* grad_attention, float* grad_features,
+                     float* grad_means, float* grad_query_rows, float* grad_query_means, float* grad_query_roots,
+                     int64_t begin, int64_t end) {
+  const int n = a.query_stride;
+  for (int64_t row = begin; row < end; row += kRows) {
+    const Rows rows = rows_at(a, row, end);
+    F16 inner[kRows], g_mean[kRows][3];
+    for (int i = 0; i < kRows; ++i) {
+      inner[i] = g_mean[i][0] = g_mean[i][1] = g_mean[i][2] = zero();
+      if (!a.shares || i >= rows.live) continue;
+      const int64_t at = (row + i) * a.queries;
+      for (int q = 0; q < a.queries; q += kLanes)
+        inner[i] = fma(load_up_to(shares + at + q, a.queries - q), load_up_to(grad_attention + at + q, a.queries - q),
+                       inner[i]);
+      inner[i] = set1(sum(inner[i]));
+    }
+    for (int q = 0; q < a.queries; q += kLanes) {
+      F16 dot[kRows], g_query[3], g_root[9];
+      float g_dots[kRows][kLanes];
+      dots(a, rows, q, dot);
+      for (int k = 0; k < 3; ++k) g_query[k] = zero();
+      for (int k = 0; k < 9; ++k) g_root[k] = zero();
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= rows.live) {
+          store(g_dots[i], zero());
+          continue;
+        }
+        const int64_t at = (row + i) * a.queries + q;
+        F16 g = load_up_to(grad_attention + at, a.queries - q);
+        if (a.shares) g = set1(a.temperature) * load_up_to(shares + at, a.queries - q) * (g - inner[i]);
+        const Distance d = distance(a, rows.x[i], q);
+        const F16 sigmoid = set1(1.0f) / (set1(1.0f) + exp(zero() - dot[i]));
+        if (!a.logarithm) g = g * sigmoid * exp(set1(-0.5f) * d.mahalanobis);
+        store(g_dots[i], g * (set1(1.0f) - sigmoid));
+        // d(mahalanobis)/dy = 2 y, and A or log A carries -1/2 of it.
+        const F16 ys[3] = {zero() - g * d.y0, zero() - g * d.y1, zero() - g * d.y2}, ds[3] = {d.dx, d.dy, d.dz};
+        const float* r = a.query_roots + q;
+        for (int k = 0; k < 3; ++k) {
+          const F16 h = fma(load(r + k * n), ys[0], fma(load(r + (3 + k) * n), ys[1], load(r + (6 + k) * n) * ys[2]));
+          g_mean[i][k] = g_mean[i][k] + h;
+          g_query[k] = g_query[k] - h;
+          for (int j = 0; j < 3; ++j) g_root[3 * k + j] = fma(ys[k], ds[j], g_root[3 * k + j]);
         }
       }
-      // d(mahalanobis)/dy = 2 y, and A or log A carries -1/2 of it.
-      const F16 g0 = zero() - g * s.y0, g1 = zero() - g * s.y1, g2 = zero() - g * s.y2;
-      const float* r = a.query_roots + q;
-      const F16 hx = fma(load(r), g0, fma(load(r + 3 * n), g1, load(r + 6 * n) * g2));
-      const F16 hy = fma(load(r + n), g0, fma(load(r + 4 * n), g1, load(r + 7 * n) * g2));
-      const F16 hz = fma(load(r + 2 * n), g0, fma(load(r + 5 * n), g1, load(r + 8 * n) * g2));
-      gx = gx + hx;
-      gy = gy + hy;
-      gz = gz + hz;
-      add_to(grad_query_means + q, zero() - hx);
-      add_to(grad_query_means + n + q, zero() - hy);
-      add_to(grad_query_means + 2 * n + q, zero() - hz);
-      float* gr = grad_query_roots + q;
-      const F16 ys[3] = {g0, g1, g2}, ds[3] = {s.dx, s.dy, s.dz};
-      for (int i = 0; i < 3; ++i)
-        for (int j = 0; j < 3; ++j) add_to(gr + (3 * i + j) * n, ys[i] * ds[j]);
+      for (int k = 0; k < 3; ++k) add_to(grad_query_means + k * n + q, g_query[k]);
+      for (int k = 0; k < 9; ++k) add_to(grad_query_roots + k * n + q, g_root[k]);
+      dot_gradients(a, rows, q, g_dots, grad_features, grad_query_rows);
     }
-    grad_means[row * 3] = sum(gx);
-    grad_means[row * 3 + 1] = sum(gy);
-    grad_means[row * 3 + 2] = sum(gz);
+    for (int i = 0; i < rows.live; ++i)
+      for (int k = 0; k < 3; ++k) grad_means[(row + i) * 3 + k] = sum(g_mean[i][k]);
   }
 }
 
@@ -575,7 +779,7 @@ void convolve(const float* in, float* out, int64_t count, const float* taps, int
 
 }  // namespace
 
-extern "C" const KernelTable PB_TABLE = {PB_NAME,        blend_scratch,   blend_forward, blend_backward,
+extern "C" const KernelTable PB_TABLE = {PB_NAME,        blend_scratch,   blend_forward, blend_backward, sum_rows,
                                          attend_forward, attend_backward, convolve};
 
 }  // namespace panbench

@@ -9,12 +9,12 @@ namespace panbench {
 struct BlendArgs {
   int kind, width, height, tiles_x, tiles_y;
   int channels;         // C
-  int stride;           // floats in a row of `features`: C rounded up to 16
+  int stride;           // floats in a row of feature gradients: C rounded up to 16
   int attached;         // the first `attached` channels send gradient into geometry
   float near_plane;
   const float* geometry;          // [M, G]
   const Footprint* footprints;    // [M]
-  const float* features;          // [M, stride]
+  const float* features;          // [M, C]
   const int32_t* tile_offsets;    // [T + 1]
   const int32_t* tile_ids;        // [K]
 };
@@ -33,11 +33,19 @@ struct BlendGradIn {
   const float* median;  // [H, W]
 };
 
-// Rows that one band of tiles writes: feature gradients [rows, stride] and geometry gradients [rows, 16].
-struct BlendGradOut {
-  const int32_t* local;  // [M] -> row of this band
-  float* features;
-  float* geometry;
+// Gradients that one group of tiles writes, a row for each Gaussian that its pixels meet.
+struct GradRows {
+  int32_t* local;   // [M] row of a Gaussian, -1 if it has none yet
+  int32_t* ids;     // [rows] Gaussian of a row
+  float* features;  // [rows, stride]
+  float* geometry;  // [rows, 16]
+  int count;        // rows in use; the arrays have room for every candidate of the next tile
+};
+
+// One of a Gaussian's rows.
+struct GradSource {
+  const float* features;
+  const float* geometry;
 };
 
 struct AttendArgs {
@@ -50,7 +58,10 @@ struct AttendArgs {
   const float* query_rows;         // [Q, dim_stride], the same row by row
   const float* query_means;        // [3, query_stride], transposed
   const float* query_roots;        // [9, query_stride]: L with Sigma^-1 = L^T L, row-major entries
-  int logarithm;                   // give log A instead of A
+  bool logarithm;                  // give log A instead of A
+  bool shares;                     // of that, the softmax over queries of `temperature` times it
+  bool has_rest;                   // that softmax has one more entry, whose logit is `rest`
+  float temperature, rest;
 };
 
 struct KernelTable {
@@ -58,12 +69,14 @@ struct KernelTable {
   // Bytes of scratch that blend needs for a tile with `hits` candidates.
   int64_t (*blend_scratch)(int64_t hits, int stride);
   void (*blend_forward)(const BlendArgs&, const BlendOut&, int tile, char* scratch);
-  void (*blend_backward)(const BlendArgs&, const BlendGradIn&, const BlendGradOut&, int tile, char* scratch);
+  void (*blend_backward)(const BlendArgs&, const BlendGradIn&, GradRows&, int tile, char* scratch);
+  // Writes the sums of `count` rows: features [channels], geometry [width].
+  void (*sum_rows)(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry);
   // attention [rows, queries]
   void (*attend_forward)(const AttendArgs&, float* attention, int64_t begin, int64_t end);
   // Writes rows begin..end of the feature and mean gradients; adds to the gradients of query_rows, query_means and
-  // query_roots, laid out like these.
-  void (*attend_backward)(const AttendArgs&, const float* grad_attention, float* grad_features, float* grad_means,
+  // query_roots, laid out like these. `shares` is what attend_forward gave, where it gives shares.
+  void (*attend_backward)(const AttendArgs&, const float* shares, const float* grad_attention, float* grad_features, float* grad_means,
                           float* grad_query_rows, float* grad_query_means, float* grad_query_roots, int64_t begin,
                           int64_t end);
   // out[i] = sum over k in [-radius, radius] of taps[k + radius] * in[i + k * step], i < count; `in` is padded.

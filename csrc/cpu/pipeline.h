@@ -1,9 +1,9 @@
 // The stages of the CPU back end, free of torch. Arrays are dense, row-major float32 unless said otherwise.
 #pragma once
-#include <cstdint>
-#include <vector>
-
 #include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <vector>
 
 #include "../projection.h"
 #include "kernels.h"
@@ -19,15 +19,17 @@ struct Gaussians {
   const float* logits;  // [N]
 };
 
-// Indices of the Gaussians that can be seen, ascending, with their geometry [M, G] and facing normals [M, 3].
-struct Visible {
-  std::vector<int64_t> ids;
-  std::vector<float> geometry;
-  std::vector<float> normals;
+// Room for the Gaussians that can be seen: indices [M], ascending, geometry [M, G] and facing normals [M, 3].
+struct VisibleOut {
+  int64_t* ids;
+  float* geometry;
+  float* normals;
 };
-Visible project(const Gaussians& gaussians, const View& view, int kind);
+// Asks for room once M is known.
+void project(const Gaussians& gaussians, const View& view, int kind,
+             const std::function<VisibleOut(int64_t)>& allocate);
 
-// Writes the gradients of the visible rows; the caller zeroes the arrays [N, .] first.
+// Gradients [N, .], zero in rows that are not visible.
 void project_backward(const Gaussians& gaussians, const View& view, int kind, const int64_t* ids, int64_t visible,
                       const float* grad_geometry, const float* grad_normals, float* grad_means, float* grad_quats,
                       float* grad_log_scales, float* grad_logits);
@@ -47,8 +49,12 @@ void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, floa
                     float* grad_features);
 
 void attend(const AttendArgs& args, float* attention);
-void attend_backward(const AttendArgs& args, const float* grad_attention, float* grad_features, float* grad_means,
-                     float* grad_query_rows, float* grad_query_means, float* grad_query_roots);
+void attend_backward(const AttendArgs& args, const float* shares, const float* grad_attention, float* grad_features,
+                     float* grad_means, float* grad_query_rows, float* grad_query_means, float* grad_query_roots);
+
+// Rows `ids` (ascending, distinct) of an array [N, width]; and the array [N, width] that is zero but for these rows.
+void take_rows(const float* from, const int64_t* ids, int64_t count, int64_t width, float* to);
+void spread_rows(const float* from, const int64_t* ids, int64_t count, int64_t width, int64_t total, float* to);
 
 // Mean SSIM of two images [H, W, C] (11 x 11 Gaussian window of sigma 1.5, zero padding) and its gradient in x.
 double ssim(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, float* grad_x);
@@ -72,6 +78,6 @@ void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int re
                          const float* rest, const float* means, Vec3 camera, float* colors);
 void spherical_harmonics_backward(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                                   const float* rest, const float* means, Vec3 camera, const float* grad_colors,
-                                  float* grad_dc, float* grad_rest, float* grad_means);
+                                  int64_t count, float* grad_dc, float* grad_rest, float* grad_means);
 
 }  // namespace panbench

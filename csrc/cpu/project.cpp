@@ -1,25 +1,57 @@
 // Projection and spherical harmonics over all Gaussians.
+#include <cstring>
+
 #include "../sh.h"
 #include "pipeline.h"
 
 namespace panbench {
 namespace {
 
+struct Visible {
+  std::vector<int64_t> ids;
+  std::vector<float> geometry, normals;
+};
+
 // Work is cut into fixed pieces, so that the order of the visible rows does not depend on the number of threads.
 constexpr int64_t kPiece = 4096;
 
+// Calls visit(m) for all visible rows m, ids[m] ascending, and before that clear(first, last) for the pieces of [0, count)
+// they lie in: what is cleared is still in the cache when it is written.
+template <typename Clear, typename Visit>
+void for_pieces(const int64_t* ids, int64_t visible, int64_t count, const Clear& clear, const Visit& visit) {
+#pragma omp parallel for schedule(static)
+  for (int64_t first = 0; first < count; first += kPiece) {
+    const int64_t last = std::min(count, first + kPiece);
+    clear(first, last);
+    const int64_t* const end = ids + visible;
+    for (const int64_t* id = std::lower_bound(ids, end, first); id != end && *id < last; ++id) visit(id - ids);
+  }
+}
+
+void clear_rows(float* rows, int64_t first, int64_t last, int64_t width) {
+  std::memset(rows + first * width, 0, (last - first) * width * sizeof(float));
+}
+
 }  // namespace
 
-Visible project(const Gaussians& g, const View& view, int kind) {
+void project(const Gaussians& g, const View& view, int kind, const std::function<VisibleOut(int64_t)>& allocate) {
   const int width = geometry_width(kind);
   const int64_t pieces = (g.count + kPiece - 1) / kPiece;
-  std::vector<Visible> parts(pieces);
+  // Kept between calls, as fresh pages cost more than the work; one for each caller, filled by all of its threads.
+  static thread_local Visible storage;
+  Visible& found = storage;
+  if ((int64_t)found.ids.size() < g.count) {
+    found.ids.resize(g.count);
+    found.geometry.resize(g.count * kDiscGeometry);
+    found.normals.resize(g.count * 3);
+  }
+  std::vector<int64_t> offsets(pieces + 1, 0);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t piece = 0; piece < pieces; ++piece) {
-    Visible& part = parts[piece];
-    const int64_t end = std::min(g.count, (piece + 1) * kPiece);
-    for (int64_t i = piece * kPiece; i < end; ++i) {
-      float geometry[kDiscGeometry];
+    const int64_t begin = piece * kPiece, end = std::min(g.count, begin + kPiece);
+    int64_t m = begin;
+    for (int64_t i = begin; i < end; ++i) {
+      float* geometry = &found.geometry[m * width];
       float sign;
       Vec3 normal;
       const float* scale = g.log_scales + i * g.scale_dim;
@@ -32,18 +64,21 @@ Visible project(const Gaussians& g, const View& view, int kind) {
         if (!disc_state(g.means + 3 * i, g.quats + 4 * i, scale, g.logits[i], view, s, geometry)) continue;
         normal = facing_normal(s.common, view, 2, sign);
       }
-      part.ids.push_back(i);
-      part.geometry.insert(part.geometry.end(), geometry, geometry + width);
-      part.normals.insert(part.normals.end(), {normal.x, normal.y, normal.z});
+      found.ids[m] = i;
+      store3(&found.normals[m * 3], normal);
+      ++m;
     }
+    offsets[piece + 1] = m - begin;
   }
-  Visible all;
-  for (const Visible& part : parts) {
-    all.ids.insert(all.ids.end(), part.ids.begin(), part.ids.end());
-    all.geometry.insert(all.geometry.end(), part.geometry.begin(), part.geometry.end());
-    all.normals.insert(all.normals.end(), part.normals.begin(), part.normals.end());
+  for (int64_t piece = 0; piece < pieces; ++piece) offsets[piece + 1] += offsets[piece];
+  const VisibleOut out = allocate(offsets.back());
+#pragma omp parallel for schedule(static)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t from = piece * kPiece, to = offsets[piece], count = offsets[piece + 1] - to;
+    std::copy_n(&found.ids[from], count, out.ids + to);
+    std::copy_n(&found.geometry[from * width], count * width, out.geometry + to * width);
+    std::copy_n(&found.normals[from * 3], count * 3, out.normals + to * 3);
   }
-  return all;
 }
 
 void project_backward(const Gaussians& g, const View& view, int kind, const int64_t* ids, int64_t visible,
@@ -51,13 +86,29 @@ void project_backward(const Gaussians& g, const View& view, int kind, const int6
                       float* grad_log_scales, float* grad_logits) {
   const auto backward = kind == kEllipsoid ? ellipsoid_backward : disc_backward;
   const int width = geometry_width(kind);
-#pragma omp parallel for schedule(static)
-  for (int64_t m = 0; m < visible; ++m) {
+  const auto clear = [&](int64_t first, int64_t last) {
+    clear_rows(grad_means, first, last, 3);
+    clear_rows(grad_quats, first, last, 4);
+    clear_rows(grad_log_scales, first, last, g.scale_dim);
+    clear_rows(grad_logits, first, last, 1);
+  };
+  for_pieces(ids, visible, g.count, clear, [&](int64_t m) {
     const int64_t i = ids[m];
     backward(g.means + 3 * i, g.quats + 4 * i, g.log_scales + i * g.scale_dim, g.logits[i], view,
              grad_geometry + m * width, load3(grad_normals + 3 * m), grad_means + 3 * i, grad_quats + 4 * i,
              grad_log_scales + i * g.scale_dim, grad_logits + i);
-  }
+  });
+}
+
+void take_rows(const float* from, const int64_t* ids, int64_t count, int64_t width, float* to) {
+#pragma omp parallel for schedule(static)
+  for (int64_t m = 0; m < count; ++m) std::memcpy(to + m * width, from + ids[m] * width, width * sizeof(float));
+}
+
+void spread_rows(const float* from, const int64_t* ids, int64_t count, int64_t width, int64_t total, float* to) {
+  for_pieces(
+      ids, count, total, [&](int64_t first, int64_t last) { clear_rows(to, first, last, width); },
+      [&](int64_t m) { std::memcpy(to + ids[m] * width, from + m * width, width * sizeof(float)); });
 }
 
 void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
@@ -71,13 +122,18 @@ void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int re
 
 void spherical_harmonics_backward(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                                   const float* rest, const float* means, Vec3 camera, const float* grad_colors,
-                                  float* grad_dc, float* grad_rest, float* grad_means) {
-#pragma omp parallel for schedule(static)
-  for (int64_t m = 0; m < visible; ++m) {
-    const int64_t i = ids[m], r = 3 * rest_count * i;
+                                  int64_t count, float* grad_dc, float* grad_rest, float* grad_means) {
+  const auto clear = [&](int64_t first, int64_t last) {
+    clear_rows(grad_dc, first, last, 3);
+    clear_rows(grad_rest, first, last, 3 * rest_count);
+    clear_rows(grad_means, first, last, 3);
+  };
+  for_pieces(ids, visible, count, clear, [&](int64_t m) {
+    const int64_t i = ids[m];
+    const int64_t r = 3 * rest_count * i;
     sh_color_backward(degree, dc + 3 * i, rest + r, means + 3 * i, camera, load3(grad_colors + 3 * m), grad_dc + 3 * i,
                       grad_rest + r, grad_means + 3 * i);
-  }
+  });
 }
 
 }  // namespace panbench

@@ -61,6 +61,36 @@ PB_INLINE F16 sums(const F16 v[16]) {
   return {_mm512_add_ps(_mm512_shuffle_f32x4(w0, w1, 0x88), _mm512_shuffle_f32x4(w0, w1, 0xdd))};
 }
 PB_INLINE F16 scale_by_power(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// The first n < 16 lanes; zero in the others.
+PB_INLINE F16 load_part(const float* p, int n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
+PB_INLINE void store_part(float* p, F16 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
+// Lane i of v[k] becomes lane k of v[i].
+PB_INLINE void transpose(F16 v[16]) {
+  __m512 t[16], u[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i].v, v[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(v[i].v, v[i + 1].v);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const __m512d a = _mm512_castps_pd(t[i + k]), b = _mm512_castps_pd(t[i + k + 2]);
+      u[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      u[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const __m512 even = _mm512_shuffle_f32x4(u[k], u[4 + k], 0x88), odd = _mm512_shuffle_f32x4(u[k], u[4 + k], 0xdd);
+    const __m512 even2 = _mm512_shuffle_f32x4(u[8 + k], u[12 + k], 0x88);
+    const __m512 odd2 = _mm512_shuffle_f32x4(u[8 + k], u[12 + k], 0xdd);
+    v[k].v = _mm512_shuffle_f32x4(even, even2, 0x88);
+    v[4 + k].v = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+    v[8 + k].v = _mm512_shuffle_f32x4(even, even2, 0xdd);
+    v[12 + k].v = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+  }
+}
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -108,6 +138,32 @@ PB_INLINE float sum(F16 x) {
 PB_INLINE F16 round_even(F16 x) {
   return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
           _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+PB_INLINE void transpose8(__m256 v[8]) {
+  __m256 t[8], u[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      u[i + 2 * k] = _mm256_shuffle_ps(t[i + k], t[i + k + 2], 0x44);
+      u[i + 2 * k + 1] = _mm256_shuffle_ps(t[i + k], t[i + k + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    v[k] = _mm256_permute2f128_ps(u[k], u[4 + k], 0x20);
+    v[4 + k] = _mm256_permute2f128_ps(u[k], u[4 + k], 0x31);
+  }
+}
+PB_INLINE void transpose(F16 v[16]) {
+  __m256 q[4][8];  // upper left, lower left, upper right, lower right
+  for (int i = 0; i < 8; ++i) q[0][i] = v[i].a, q[1][i] = v[8 + i].a, q[2][i] = v[i].b, q[3][i] = v[8 + i].b;
+  for (int k = 0; k < 4; ++k) transpose8(q[k]);
+  for (int i = 0; i < 8; ++i) v[i] = {q[0][i], q[1][i]}, v[8 + i] = {q[2][i], q[3][i]};
 }
 PB_INLINE __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
@@ -171,7 +227,26 @@ PB_INLINE F16 scale_by_power(F16 a, F16 n) {
 #endif
 
 PB_INLINE F16 zero() { return set1(0.0f); }
+#if !defined(__AVX2__)
+PB_INLINE void transpose(F16 v[16]) {
+  float from[16 * 16], to[16 * 16];
+  for (int i = 0; i < 16; ++i) store(from + 16 * i, v[i]);
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 16; ++k) to[16 * i + k] = from[16 * k + i];
+  for (int i = 0; i < 16; ++i) v[i] = load(to + 16 * i);
+}
+#endif
 #if !(defined(__AVX512F__) && defined(__AVX512DQ__))
+PB_INLINE F16 load_part(const float* p, int n) {
+  float v[16] = {};
+  std::memcpy(v, p, (size_t)n * sizeof(float));
+  return load(v);
+}
+PB_INLINE void store_part(float* p, F16 a, int n) {
+  float v[16];
+  store(v, a);
+  std::memcpy(p, v, (size_t)n * sizeof(float));
+}
 PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
 PB_INLINE F16 sums(const F16 v[16]) {
   float out[16];

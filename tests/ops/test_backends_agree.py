@@ -317,6 +317,50 @@ def test_attention_of_saturated_and_distant_pairs_agrees() -> None:
             assert_close(mine, reference, 1e-6, "gradient")
 
 
+@pytest.mark.parametrize("rest", [None, -1.5])
+@pytest.mark.parametrize("logarithm", [False, True])
+@pytest.mark.parametrize(("rows", "queries", "dim"), [(300, 5, 3), (0, 4, 8), (3, 1, 1), (50, 16, 32), (37, 70, 20)])
+def test_shares_of_queries_agree(rows: int, queries: int, dim: int, logarithm: bool, rest: float | None) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    inputs = [torch.randn(rows, *shape, generator=generator) for shape in [(dim,), (3,)]]
+    inputs += [torch.randn(queries, *shape, generator=generator) for shape in [(dim,), (3,), (3,), (4,)]]
+    exact, single = doubles(inputs), singles(inputs)
+    expected = ops.attend_shares(*exact, logarithm=logarithm, temperature=1.7, rest=rest, backend="reference")
+    found = ops.attend_shares(*single, logarithm=logarithm, temperature=1.7, rest=rest, backend="cpu")
+    assert_close(found, expected, 3e-6, "shares")
+    upstream = random_like(found, 1)
+    for name, mine, reference in zip(
+        ("features", "means", "queries", "query_means", "query_log_scales", "query_quats"),
+        torch.autograd.grad(found, single, upstream),
+        torch.autograd.grad(expected, exact, upstream.double()),
+        strict=True,
+    ):
+        assert_close(mine, reference, 3e-5, f"gradient of {name}")
+
+
+def test_shares_of_hopeless_queries_are_exactly_zero() -> None:
+    """Far away, log A is about −1e5: numbers too small to be normal would slow down whatever is done with them."""
+    inputs = [torch.ones(9, 4), torch.zeros(9, 3), torch.ones(20, 4), torch.zeros(20, 3), torch.zeros(20, 3)]
+    inputs[3][1:] = 300.0
+    quats = torch.tensor([1.0, 0, 0, 0]).expand(20, 4)
+    for rest, own in ((None, 1.0), (-1e4, 1.0), (1e4, 0.0)):
+        shares = ops.attend_shares(*inputs, quats, logarithm=True, rest=rest, backend="cpu")
+        assert torch.equal(shares, torch.tensor([own] + [0.0] * 19).expand(9, 20))
+
+
+@pytest.mark.parametrize("count", [0, 1, 9000])
+@pytest.mark.parametrize("width", [1, 3, 32])
+def test_rows_are_taken_and_put_back(count: int, width: int) -> None:
+    values = torch.randn(9000, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ids = torch.randperm(9000, generator=torch.Generator().manual_seed(1))[:count].sort().values
+    found = ops.take_rows(values, ids, backend="cpu")
+    assert torch.equal(found, values[ids])
+    upstream = random_like(found, 2)
+    (mine,) = torch.autograd.grad(found, values, upstream)
+    (reference,) = torch.autograd.grad(values[ids], values, upstream)
+    assert torch.equal(mine, reference)
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 40, 3), (40, 1, 3), (7, 5, 1), (48, 64, 3), (33, 47, 2)])
 def test_ssim_agrees(size: tuple[int, int, int]) -> None:
     x = torch.rand(size, generator=torch.Generator().manual_seed(1))
@@ -449,6 +493,10 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
         "blend_backward": (shown.geometry, shown.features, *settings, *maps),
         "attend": (*singles(attention), False),
         "attend_backward": (*attention, True, torch.randn(30, 6)),
+        "attend_shares": (*singles(attention), True, 1.0, -2.0),
+        "attend_shares_backward": (*attention, True, 1.0, None, torch.rand(30, 6), torch.randn(30, 6)),
+        "take_rows": (singles(attention)[0], torch.tensor([3, 4, 20])),
+        "take_rows_backward": (torch.randn(3, 5), torch.tensor([3, 4, 20]), 30),
         "ssim": (images[0].requires_grad_(), images[1]),
         "spherical_harmonics": (*singles(harmonics), *placed),
         "spherical_harmonics_backward": (*harmonics, *placed, torch.randn(3, 3)),
@@ -456,7 +504,8 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
 
 
 OPERATORS = [
-    *("attend", "attend_backward", "bin", "blend", "blend_backward", "project", "project_backward"),
+    *("attend", "attend_backward", "attend_shares", "attend_shares_backward", "take_rows", "take_rows_backward"),
+    *("bin", "blend", "blend_backward", "project", "project_backward"),
     *("spherical_harmonics", "spherical_harmonics_backward", "ssim"),
 ]
 

@@ -16,7 +16,7 @@ from panbench.heads.base import GaussianLabels, LabelView, PanopticHead, StepCon
 from panbench.heads.matching import assign, matching_cost
 from panbench.heads.seeding import seed_queries
 from panbench.losses.warping import warp, warping_loss
-from panbench.ops import attend, mask_losses
+from panbench.ops import attend_shares, mask_losses, take_rows
 from panbench.scene import Frame, LabelSpace, PanopticMap, Scene
 
 _EPS = 1e-4
@@ -184,25 +184,25 @@ class QueryHead(PanopticHead):
         ]
 
     def semantic_channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
-        features = gaussians["semantic_features"][ids]
+        features = take_rows(gaussians["semantic_features"], ids)
         return features if self.blending == "feature" else self.decoder(features).softmax(-1)
 
     def instance_channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
         on = self.active
-        a = attend(
-            gaussians["instance_features"][ids],
-            gaussians["means"].detach()[ids],
+        rest = None
+        if self.no_object > 0:
+            rest = self.no_object if self.attention == "literal" else math.log(self.no_object)
+        return attend_shares(
+            take_rows(gaussians["instance_features"], ids),
+            take_rows(gaussians["means"].detach(), ids),
             self.query_features[on],
             self.query_means[on],
             self.query_log_scales[on],
             self.query_quats[on],
             logarithm=self.attention == "log",
+            temperature=self.temperature,
+            rest=rest,
         )
-        if self.no_object == 0:
-            return (self.temperature * a).softmax(-1)
-        none = self.no_object if self.attention == "literal" else math.log(self.no_object)
-        logits = self.temperature * torch.cat([a, a.new_full((len(a), 1), none)], dim=1)
-        return logits.softmax(-1)[:, :-1]
 
     def channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
         return torch.cat([self.semantic_channels(gaussians, ids), self.instance_channels(gaussians, ids)], dim=1)

@@ -1,12 +1,13 @@
-"""The operators: project, bin, blend, attend, mask_losses, ssim, spherical_harmonics; one signature, several back ends.
+"""The operators: project, bin, blend, attend, spherical_harmonics, …; one signature, several back ends.
 
 Nothing is compiled on import: the first call decides (:mod:`panbench.ops.backend`).
 """
 
-from panbench.ops.attention import attend
+from panbench.ops.attention import attend, attend_shares
 from panbench.ops.mask_loss import mask_losses
 from panbench.ops.project import Kind, Projected, project
 from panbench.ops.rasterize import Bins, Blended, bin, blend
+from panbench.ops.rows import take_rows
 from panbench.ops.spherical_harmonics import spherical_harmonics
 from panbench.ops.ssim import ssim
 
@@ -16,10 +17,12 @@ __all__ = [
     "Kind",
     "Projected",
     "attend",
+    "attend_shares",
     "bin",
     "blend",
     "mask_losses",
     "project",
     "spherical_harmonics",
     "ssim",
+    "take_rows",
 ]

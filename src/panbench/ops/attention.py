@@ -37,13 +37,45 @@ def attend(
         return reference.attend(
             features, means, queries, query_means, query_log_scales, query_quats, logarithm=logarithm
         )
+    return torch.ops.panbench.attend(
+        *_compiled_arguments(features, means, queries, query_means, query_log_scales, query_quats), logarithm
+    )
+
+
+def attend_shares(
+    features: Tensor,
+    means: Tensor,
+    queries: Tensor,
+    query_means: Tensor,
+    query_log_scales: Tensor,
+    query_quats: Tensor,
+    *,
+    logarithm: bool = False,
+    temperature: float = 1.0,
+    rest: float | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Softmax over queries (eq. 5) of ``temperature`` times what :func:`attend` gives.
+
+    Args:
+        rest: one more entry of that softmax, in the units of ``attend``, whose share is left out; None: no such entry.
+        The others are those of :func:`attend`.
+
+    Returns:
+        Shares [M, Q] in [0, 1]; rows sum to 1, or to less with ``rest``.
+    """
+    inputs = (features, means, queries, query_means, query_log_scales, query_quats)
+    if resolve(backend) == "cpu":
+        return torch.ops.panbench.attend_shares(*_compiled_arguments(*inputs), logarithm, temperature, rest)
+    logits = temperature * attend(*inputs, logarithm=logarithm, backend=backend)
+    if rest is None:
+        return logits.softmax(-1)
+    return torch.cat([logits, logits.new_full((len(logits), 1), temperature * rest)], dim=1).softmax(-1)[:, :-1]
+
+
+def _compiled_arguments(
+    features: Tensor, means: Tensor, queries: Tensor, query_means: Tensor, query_log_scales: Tensor, query_quats: Tensor
+) -> tuple[Tensor, ...]:
     # Σ⁻¹ = Lᵀ L with L = diag(1/s) Rᵀ; a few queries, so torch's autograd carries L to scales and rotation.
     roots = rotation_matrices(query_quats).mT * (-query_log_scales).exp()[..., None]
-    return torch.ops.panbench.attend(
-        features.contiguous(),
-        means.contiguous(),
-        queries.contiguous(),
-        query_means.contiguous(),
-        roots.contiguous(),
-        logarithm,
-    )
+    return tuple(t.contiguous() for t in (features, means, queries, query_means, roots))

@@ -20,6 +20,12 @@ def register() -> None:
     fake("panbench::blend_backward")(lambda *args: (torch.empty_like(args[0]), torch.empty_like(args[1])))
     fake("panbench::attend")(lambda features, means, queries, *_: features.new_empty(len(features), len(queries)))
     fake("panbench::attend_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:5]))
+    fake("panbench::attend_shares")(
+        lambda features, means, queries, *_: features.new_empty(len(features), len(queries))
+    )
+    fake("panbench::attend_shares_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:5]))
+    fake("panbench::take_rows")(lambda values, ids: values.new_empty(len(ids), values.shape[1]))
+    fake("panbench::take_rows_backward")(lambda grad, ids, count: grad.new_empty(count, grad.shape[1]))
     fake("panbench::mask_losses")(_mask_losses_fake)
     fake("panbench::mask_losses_backward")(lambda channels, *_: channels.new_empty(channels.shape))
     fake("panbench::ssim")(lambda x, y: (x.new_empty(()), torch.empty_like(x)))
@@ -29,6 +35,8 @@ def register() -> None:
     grad("panbench::project", _project_backward, setup_context=_project_context)
     grad("panbench::blend", _blend_backward, setup_context=_blend_context)
     grad("panbench::attend", _attend_backward, setup_context=_attend_context)
+    grad("panbench::attend_shares", _attend_shares_backward, setup_context=_attend_shares_context)
+    grad("panbench::take_rows", _take_rows_backward, setup_context=_take_rows_context)
     grad("panbench::mask_losses", _mask_losses_backward, setup_context=_mask_losses_context)
     grad("panbench::ssim", _ssim_backward, setup_context=_ssim_context)
     grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
@@ -97,6 +105,28 @@ def _attend_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _attend_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*torch.ops.panbench.attend_backward(*ctx.saved_tensors, ctx.logarithm, grad.contiguous()), None)
+
+
+def _attend_shares_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5], output)
+    ctx.numbers = inputs[5:]
+
+
+def _attend_shares_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    *inputs, shares = ctx.saved_tensors
+    return (
+        *torch.ops.panbench.attend_shares_backward(*inputs, *ctx.numbers, shares, grad.contiguous()),
+        *[None] * 3,
+    )
+
+
+def _take_rows_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.count = len(inputs[0])
+
+
+def _take_rows_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return torch.ops.panbench.take_rows_backward(grad.contiguous(), *ctx.saved_tensors, ctx.count), None
 
 
 def _mask_losses_fake(
