@@ -3,8 +3,8 @@
 python tools/bench_step.py                       # both cases, a few minutes
 python tools/bench_step.py --cases synthetic --windows 3
 
-`synthetic` starts from 50k Gaussians, 320x240, 20 classes and some 64 queries; `room` is the built-in small room with the
-shipped settings. Every case is saved as soon as it is measured, in docs/performance_step.json, and written into
+`synthetic` starts from 50k Gaussians, 320x240, 20 classes and some 64 queries; `room` is the built-in small room with
+the shipped settings. Every case is saved as soon as it is measured, in docs/performance_step.json, and written into
 docs/performance.md.
 """
 
