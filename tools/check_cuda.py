@@ -1,0 +1,111 @@
+"""Compile every CUDA kernel for every architecture, with warnings as errors, and fail where registers spill to memory.
+
+    python tools/check_cuda.py [--architectures 80 90 120] [--sources FOLDER]
+
+Needs nvcc, no GPU: ptxas tells what the kernels will use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+ARCHITECTURES = ("80", "90", "120")
+# CUB's own kernels are not ours to judge, and take most of the time: one architecture shows that our use compiles.
+ONE_ARCHITECTURE = ("sort.cu",)
+FLAGS = ("-O3", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-Xptxas", "-v")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas says of one kernel: registers of a thread, bytes of its stack, bytes that it spills and reloads."""
+
+    name: str
+    registers: int
+    stack: int
+    spilled: int
+
+
+def kernels(log: str) -> list[Kernel]:
+    """The kernels of a log of ``-Xptxas -v``.
+
+    Raises:
+        ValueError: if the log has another form than expected, so that a spill could be overlooked.
+    """
+    found: list[Kernel] = []
+    for part in log.split("Compiling entry function ")[1:]:
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        used = re.search(r"Used (\d+) registers", part)
+        if frame is None or used is None:
+            raise ValueError(f"ptxas says nothing about spills of {part.splitlines()[0]}")
+        stack, stores, loads = map(int, frame.groups())
+        found.append(Kernel(part.split("'")[1], int(used[1]), stack, stores + loads))
+    return found
+
+
+def check(source: Path, architecture: str, folder: Path) -> tuple[str, bool]:
+    """Compile one file for one architecture; a line about it, and whether it is good."""
+    name = f"{source.name} sm_{architecture}"
+    target = f"arch=compute_{architecture},code=sm_{architecture}"
+    out = folder / f"{source.stem}.{architecture}.o"
+    command = ["nvcc", *FLAGS, "-gencode", target, "-c", str(source), "-o", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    log = run.stdout + run.stderr
+    if run.returncode != 0:
+        return f"{name}: does not compile\n{log}", False
+    found = kernels(log)
+    spilled = [] if source.name in ONE_ARCHITECTURE else [k for k in found if k.spilled]
+    if spilled:
+        return f"{name}: registers spill in {', '.join(f'{k.name} ({k.spilled} bytes)' for k in spilled)}", False
+    return f"{name}: {len(found)} kernels, at most {max((k.registers for k in found), default=0)} registers", True
+
+
+def link(folder: Path, architecture: str, header: Path) -> tuple[str, bool]:
+    """Link what was compiled for one architecture, and look for every entry point that the header declares."""
+    library = folder / "panbench_cuda.so"
+    objects = [str(path) for path in folder.glob(f"*.{architecture}.o")]
+    command = ["nvcc", "-shared", "-cudart", "static", *objects, "-o", str(library)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        return f"the library does not link\n{run.stdout}{run.stderr}", False
+    try:
+        loaded = ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"the library does not load: {error}", False
+    names = re.findall(r"(pb_cuda_\w+)\(", header.read_text())
+    missing = [name for name in names if not hasattr(loaded, name)]
+    return f"{len(names)} entry points declared, missing: {', '.join(missing) or 'none'}", not missing
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="XY")
+    parser.add_argument("--sources", type=Path, default=SOURCES, metavar="FOLDER")
+    options = parser.parse_args()
+    jobs = [
+        (source, architecture)
+        for source in sorted(options.sources.glob("*.cu"), key=lambda path: path.name not in ONE_ARCHITECTURE)
+        for architecture in (options.architectures[:1] if source.name in ONE_ARCHITECTURE else options.architectures)
+    ]
+    if not jobs:
+        sys.stderr.write(f"no .cu files in {options.sources}\n")
+        return 1
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda job: check(*job, Path(folder)), jobs))
+        if all(good for _, good in results):
+            results.append(link(Path(folder), options.architectures[0], options.sources / "api.h"))
+    sys.stdout.writelines(f"{line}\n" for line, _ in results)
+    return 0 if all(good for _, good in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
