@@ -11,6 +11,7 @@ namespace panbench {
 namespace {
 
 constexpr int kGroup = 2;  // tiles on a side of a group, which shares rows of gradients
+constexpr int64_t kPiece = 2048;  // rows that are binned together
 constexpr int kRow = 16;   // floats of geometry gradient in such a row
 
 // Reused between calls: fresh pages cost more than the work that is done in them.
@@ -97,18 +98,23 @@ std::vector<Footprint> footprints(const float* geometry, int64_t visible, int ki
   return out;
 }
 
+// Determinant of a footprint's ellipse, and how far it reaches along the axes.
+struct Reach {
+  double det, x, y;
+  explicit Reach(const Footprint& f)
+      : det((double)f.a * f.c - (double)f.b * f.b), x(std::sqrt(f.c / det)), y(std::sqrt(f.a / det)) {}
+};
+
 // Extent in x of the ellipse within the strip y0 <= y <= y1 (relative to its centre); false if they do not meet.
-bool ellipse_span(const Footprint& f, float y0, float y1, float& lo, float& hi) {
-  const double det = (double)f.a * f.c - (double)f.b * f.b;
-  const double reach_y = std::sqrt(f.a / det), reach_x = std::sqrt(f.c / det);
-  if (y0 > reach_y || y1 < -reach_y) return false;
-  const double y_at_right = -f.b / f.c * reach_x;
-  const double a = std::clamp((double)y0, -reach_y, reach_y), b = std::clamp((double)y1, -reach_y, reach_y);
-  const auto root = [&](double y) { return std::sqrt(std::max(0.0, f.a - det * y * y)) / f.a; };
-  const double ma = -f.b / f.a * a, mb = -f.b / f.a * b;
+bool ellipse_span(const Footprint& f, const Reach& reach, float y0, float y1, float& lo, float& hi) {
+  if (y0 > reach.y || y1 < -reach.y) return false;
+  const double y_at_right = f.slope_y * reach.x;
+  const double a = std::clamp((double)y0, -reach.y, reach.y), b = std::clamp((double)y1, -reach.y, reach.y);
+  const auto root = [&](double y) { return std::sqrt(std::max(0.0, f.a - reach.det * y * y)) / f.a; };
+  const double ma = f.slope_x * a, mb = f.slope_x * b;
   double right = std::max(ma + root(a), mb + root(b)), left = std::min(ma - root(a), mb - root(b));
-  if (y_at_right >= a && y_at_right <= b) right = reach_x;
-  if (-y_at_right >= a && -y_at_right <= b) left = -reach_x;
+  if (y_at_right >= a && y_at_right <= b) right = reach.x;
+  if (-y_at_right >= a && -y_at_right <= b) left = -reach.x;
   lo = (float)left;
   hi = (float)right;
   return true;
@@ -121,9 +127,8 @@ void for_tiles(const Footprint& f, int tiles_x, int tiles_y, const Visit& visit)
     for (int ty = f.y0; ty <= f.y1 && f.x0 <= f.x1; ++ty) visit(ty, f.x0, f.x1);
     return;
   }
-  const double det = (double)f.a * f.c - (double)f.b * f.b;
-  float reach = (float)std::sqrt(f.a / det);
-  float top = f.y - reach, bottom = f.y + reach;
+  const Reach reach(f);
+  float top = f.y - (float)reach.y, bottom = f.y + (float)reach.y;
   const float radius = f.r2 > 0 ? std::sqrt(f.r2) : 0.0f;
   if (radius > 0) {
     top = std::min(top, f.cy - radius);
@@ -136,7 +141,7 @@ void for_tiles(const Footprint& f, int tiles_x, int tiles_y, const Visit& visit)
   for (int ty = ty0; ty <= ty1; ++ty) {
     const float y0 = (float)(ty * kTile), y1 = y0 + kTile;
     float lo = 1e30f, hi = -1e30f, a, b;
-    if (ellipse_span(f, y0 - f.y, y1 - f.y, a, b)) {
+    if (ellipse_span(f, reach, y0 - f.y, y1 - f.y, a, b)) {
       lo = f.x + a;
       hi = f.x + b;
     }
@@ -279,24 +284,43 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
   const int tiles_x = (width + kTile - 1) / kTile, tiles_y = (height + kTile - 1) / kTile;
   const std::vector<Footprint> prints = footprints(geometry, visible, kind, tiles_x, tiles_y);
   const std::vector<int32_t> order = depth_order(geometry, visible, kind);
-  TileLists lists;
-  lists.offsets.assign((size_t)tiles_x * tiles_y + 1, 0);
+  const int64_t tiles = (int64_t)tiles_x * tiles_y, pieces = (visible + kPiece - 1) / kPiece;
   struct Span {
     int32_t row, first, last;
   };
-  std::vector<Span> spans;
-  spans.reserve(visible * 2);
-  for (const int32_t row : order) {
-    for_tiles(prints[row], tiles_x, tiles_y, [&](int ty, int tx0, int tx1) {
-      spans.push_back({row, ty * tiles_x + tx0, ty * tiles_x + tx1});
-      for (int t = tx0; t <= tx1; ++t) ++lists.offsets[(size_t)ty * tiles_x + t + 1];
-    });
+  // A counting sort, stable by pieces of the depth order: each piece counts its entries of every tile, then writes them
+  // behind those of the pieces before it.
+  std::vector<std::vector<Span>> spans(pieces);
+  std::vector<int32_t> next(pieces * tiles, 0);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    spans[piece].reserve(2 * kPiece);
+    int32_t* const count = next.data() + piece * tiles;
+    for (int64_t i = piece * kPiece; i < std::min(visible, (piece + 1) * kPiece); ++i) {
+      for_tiles(prints[order[i]], tiles_x, tiles_y, [&](int ty, int tx0, int tx1) {
+        spans[piece].push_back({order[i], ty * tiles_x + tx0, ty * tiles_x + tx1});
+        for (int t = tx0; t <= tx1; ++t) ++count[ty * tiles_x + t];
+      });
+    }
   }
-  for (size_t t = 1; t < lists.offsets.size(); ++t) lists.offsets[t] += lists.offsets[t - 1];
+  TileLists lists;
+  lists.offsets.assign(tiles + 1, 0);
+  for (int64_t t = 0; t < tiles; ++t) {
+    int32_t at = lists.offsets[t];
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int32_t count = next[piece * tiles + t];
+      next[piece * tiles + t] = at;
+      at += count;
+    }
+    lists.offsets[t + 1] = at;
+  }
   lists.ids.resize(lists.offsets.back());
-  std::vector<int32_t> next(lists.offsets.begin(), lists.offsets.end() - 1);
-  for (const Span& span : spans)
-    for (int32_t t = span.first; t <= span.last; ++t) lists.ids[next[t]++] = span.row;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    int32_t* const place = next.data() + piece * tiles;
+    for (const Span& span : spans[piece])
+      for (int32_t t = span.first; t <= span.last; ++t) lists.ids[place[t]++] = span.row;
+  }
   return lists;
 }
 

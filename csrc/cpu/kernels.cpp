@@ -25,24 +25,37 @@ constexpr int kHitGroup = 4;
 
 // Tile-local parameters. Ellipsoid: x, y, a, b, c, opacity, z. Disc: Z0 (3), Zx (3), Zy (3), M_w (3), c_x, c_y, opacity:
 // (zeta_x, zeta_y, zeta_z)(p) = Z0 + p_x Zx + p_y Zy is the ray-disc intersection in homogeneous disc coordinates.
-void tile_parameters(const BlendArgs& a, int32_t id, float x0, float y0, float* p) {
+// Of the candidates first to first + 15, to p [16, kParams]; those from `count` on are left undefined.
+void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int count, float x0, float y0, float* p) {
+  const int width = geometry_width(a.kind);
+  F16 v[kLanes];
+  for (int k = 0; k < kLanes; ++k)
+    v[k] = load_part(a.geometry + (int64_t)ids[first + k < count ? first + k : first] * width, width);
+  transpose(v);
+  const F16 x = set1(x0), y = set1(y0);
   if (a.kind == kEllipsoid) {
-    const float* g = a.geometry + (int64_t)id * kEllipsoidGeometry;
-    p[0] = g[0] - x0;
-    p[1] = g[1] - y0;
-    for (int k = 2; k < 7; ++k) p[k] = g[k];
-    return;
+    v[0] = v[0] - x;
+    v[1] = v[1] - y;
+  } else {
+    const F16 w[3] = {v[6], v[7], v[8]};
+    F16 mu[3], mv[3];
+    for (int k = 0; k < 3; ++k) {
+      mu[k] = v[k] - x * w[k];
+      mv[k] = v[3 + k] - y * w[k];
+    }
+    for (int k = 0; k < 3; ++k) {
+      const int i = (k + 1) % 3, j = (k + 2) % 3;
+      v[k] = mu[i] * mv[j] - mu[j] * mv[i];
+      v[3 + k] = mv[i] * w[j] - mv[j] * w[i];
+      v[6 + k] = w[i] * mu[j] - w[j] * mu[i];
+    }
+    v[12] = v[9] - x;
+    v[13] = v[10] - y;
+    v[14] = v[11];
+    for (int k = 0; k < 3; ++k) v[9 + k] = w[k];
   }
-  const float* g = a.geometry + (int64_t)id * kDiscGeometry;
-  const Vec3 mw = load3(g + 6);
-  const Vec3 mu = load3(g) - x0 * mw, mv = load3(g + 3) - y0 * mw;
-  store3(p, cross(mu, mv));
-  store3(p + 3, cross(mv, mw));
-  store3(p + 6, cross(mw, mu));
-  store3(p + 9, mw);
-  p[12] = g[9] - x0;
-  p[13] = g[10] - y0;
-  p[14] = g[11];
+  transpose(v);
+  for (int k = 0; k < kLanes; ++k) store(p + k * kParams, v[k]);
 }
 
 PB_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
@@ -105,12 +118,10 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   const F16 left = set1(x0), top = set1(y0);
   for (int i = 0; i < t.padded; i += kLanes) {
+    tile_parameters(a, t.ids, i, t.count, x0, y0, t.params + i * kParams);
     F16 v[kLanes];
-    for (int k = 0; k < kLanes; ++k) {
-      const int n = i + k;
-      if (n < t.count) tile_parameters(a, t.ids[n], x0, y0, t.params + n * kParams);
-      v[k] = n < t.count ? load(a.footprints[t.ids[n]].values) : set1(kNowhere);
-    }
+    for (int k = 0; k < kLanes; ++k)
+      v[k] = i + k < t.count ? load(a.footprints[t.ids[i + k]].values) : set1(kNowhere);
     transpose(v);
     store(t.x + i, v[0] - left);
     store(t.y + i, v[1] - top);
