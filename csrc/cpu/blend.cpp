@@ -14,6 +14,7 @@ namespace panbench {
 namespace {
 
 constexpr int kGroup = 2;  // tiles on a side of a group, which shares rows of gradients
+constexpr int64_t kPiece = 2048;  // rows that are binned together
 constexpr int kRow = 16;   // floats of geometry gradient in such a row
 
 // Reused between calls: fresh pages cost more than the work that is done in them.
@@ -162,26 +163,46 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
   const int tiles_x = (width + kTile - 1) / kTile, tiles_y = (height + kTile - 1) / kTile;
   const std::vector<Footprint> prints = footprints(geometry, visible, kind, tiles_x, tiles_y);
   const std::vector<int32_t> order = depth_order(geometry, visible, kind);
-  TileLists lists;
-  lists.offsets.assign((size_t)tiles_x * tiles_y + 1, 0);
+  const int64_t tiles = (int64_t)tiles_x * tiles_y, pieces = (visible + kPiece - 1) / kPiece;
   struct Span {
     int32_t row, first, last;
   };
-  std::vector<Span> spans;
-  spans.reserve(visible * 2);
-  for (const int32_t row : order) {
-    int ty, last_row, tx0, tx1;
-    for (tile_rows(prints[row], tiles_y, ty, last_row); ty <= last_row; ++ty) {
-      if (!tile_span(prints[row], ty, tiles_x, tx0, tx1)) continue;
-      spans.push_back({row, ty * tiles_x + tx0, ty * tiles_x + tx1});
-      for (int t = tx0; t <= tx1; ++t) ++lists.offsets[(size_t)ty * tiles_x + t + 1];
+  // A counting sort, stable by pieces of the depth order: each piece counts its entries of every tile, then writes them
+  // behind those of the pieces before it.
+  std::vector<std::vector<Span>> spans(pieces);
+  std::vector<int32_t> next(pieces * tiles, 0);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    spans[piece].reserve(2 * kPiece);
+    int32_t* const count = next.data() + piece * tiles;
+    for (int64_t i = piece * kPiece; i < std::min(visible, (piece + 1) * kPiece); ++i) {
+      const Footprint& print = prints[order[i]];
+      int ty, last_row, tx0, tx1;
+      for (tile_rows(print, tiles_y, ty, last_row); ty <= last_row; ++ty) {
+        if (!tile_span(print, ty, tiles_x, tx0, tx1)) continue;
+        spans[piece].push_back({order[i], ty * tiles_x + tx0, ty * tiles_x + tx1});
+        for (int t = tx0; t <= tx1; ++t) ++count[ty * tiles_x + t];
+      }
     }
   }
-  for (size_t t = 1; t < lists.offsets.size(); ++t) lists.offsets[t] += lists.offsets[t - 1];
+  TileLists lists;
+  lists.offsets.assign(tiles + 1, 0);
+  for (int64_t t = 0; t < tiles; ++t) {
+    int32_t at = lists.offsets[t];
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int32_t count = next[piece * tiles + t];
+      next[piece * tiles + t] = at;
+      at += count;
+    }
+    lists.offsets[t + 1] = at;
+  }
   lists.ids.resize(lists.offsets.back());
-  std::vector<int32_t> next(lists.offsets.begin(), lists.offsets.end() - 1);
-  for (const Span& span : spans)
-    for (int32_t t = span.first; t <= span.last; ++t) lists.ids[next[t]++] = span.row;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    int32_t* const place = next.data() + piece * tiles;
+    for (const Span& span : spans[piece])
+      for (int32_t t = span.first; t <= span.last; ++t) lists.ids[place[t]++] = span.row;
+  }
   return lists;
 }
 

@@ -22,6 +22,39 @@ constexpr int kPixelGroup = 4;
 constexpr int kHitGroup = 4;
 #endif
 
+// Tile-local parameters, as in splat.h, of the candidates first to first + 15, to p [16, kParams]; those from `count`
+// on are left undefined.
+void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int count, float x0, float y0, float* p) {
+  const int width = geometry_width(a.kind);
+  F16 v[kLanes];
+  for (int k = 0; k < kLanes; ++k)
+    v[k] = load_part(a.geometry + (int64_t)ids[first + k < count ? first + k : first] * width, width);
+  transpose(v);
+  const F16 x = set1(x0), y = set1(y0);
+  if (a.kind == kEllipsoid) {
+    v[0] = v[0] - x;
+    v[1] = v[1] - y;
+  } else {
+    const F16 w[3] = {v[6], v[7], v[8]};
+    F16 mu[3], mv[3];
+    for (int k = 0; k < 3; ++k) {
+      mu[k] = v[k] - x * w[k];
+      mv[k] = v[3 + k] - y * w[k];
+    }
+    for (int k = 0; k < 3; ++k) {
+      const int i = (k + 1) % 3, j = (k + 2) % 3;
+      v[k] = mu[i] * mv[j] - mu[j] * mv[i];
+      v[3 + k] = mv[i] * w[j] - mv[j] * w[i];
+      v[6 + k] = w[i] * mu[j] - w[j] * mu[i];
+    }
+    v[12] = v[9] - x;
+    v[13] = v[10] - y;
+    v[14] = v[11];
+    for (int k = 0; k < 3; ++k) v[9 + k] = w[k];
+  }
+  transpose(v);
+  for (int k = 0; k < kLanes; ++k) store(p + k * kParams, v[k]);
+}
 
 PB_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
@@ -87,12 +120,10 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   const F16 left = set1(x0), top = set1(y0);
   for (int i = 0; i < t.padded; i += kLanes) {
+    tile_parameters(a, t.ids, i, t.count, x0, y0, t.params + i * kParams);
     F16 v[kLanes];
-    for (int k = 0; k < kLanes; ++k) {
-      const int n = i + k;
-      if (n < t.count) tile_parameters(a.kind, geometry_row(a, t.ids[n]), x0, y0, t.params + n * kParams);
-      v[k] = n < t.count ? load(a.footprints[t.ids[n]].values) : set1(kNowhere);
-    }
+    for (int k = 0; k < kLanes; ++k)
+      v[k] = i + k < t.count ? load(a.footprints[t.ids[i + k]].values) : set1(kNowhere);
     transpose(v);
     store(t.x + i, v[0] - left);
     store(t.y + i, v[1] - top);
