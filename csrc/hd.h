@@ -1,9 +1,11 @@
-// Functions marked PB_HD compile for the host and, under nvcc, for the device.
+// Functions marked PB_HD compile for the host and, under nvcc, for the device. PB_UNROLL unrolls a loop wholly.
 #pragma once
 #ifdef __CUDACC__
 #define PB_HD __host__ __device__ __forceinline__
+#define PB_UNROLL _Pragma("unroll")
 #else
 #define PB_HD inline __attribute__((always_inline))
+#define PB_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace panbench {

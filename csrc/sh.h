@@ -72,7 +72,10 @@ PB_HD Direction direction(const float* mean, Vec3 camera) {
 // 1/2 + sum over k of y[k] h_k, before negative values are cut off.
 PB_HD Vec3 sh_sum(int degree, const float* dc, const float* rest, const float* y) {
   Vec3 c = Vec3{0.5f, 0.5f, 0.5f} + y[0] * load3(dc);
-  for (int k = 1; k < (degree + 1) * (degree + 1); ++k) c = c + y[k] * load3(rest + 3 * (k - 1));
+  // The fixed bound lets the device keep y in registers.
+PB_UNROLL
+  for (int k = 1; k < 16; ++k)
+    if (k < (degree + 1) * (degree + 1)) c = c + y[k] * load3(rest + 3 * (k - 1));
   return c;
 }
 
@@ -92,7 +95,9 @@ PB_HD void sh_color_backward(int degree, const float* dc, const float* rest, con
   const Vec3 c = sh_sum(degree, dc, rest, y);
   g = {c.x > 0 ? g.x : 0.0f, c.y > 0 ? g.y : 0.0f, c.z > 0 ? g.z : 0.0f};
   store3(grad_dc, y[0] * g);
-  for (int k = 1; k < (degree + 1) * (degree + 1); ++k) {
+PB_UNROLL
+  for (int k = 1; k < 16; ++k) {
+    if (k >= (degree + 1) * (degree + 1)) continue;
     h[k] = dot(load3(rest + 3 * (k - 1)), g);
     store3(grad_rest + 3 * (k - 1), y[k] * g);
   }

@@ -30,6 +30,7 @@ struct Context {
 
 extern "C" void pb_emu_switch(Context* from, const Context* to);
 asm(R"(
+.pushsection .text
 .globl pb_emu_switch
 .type pb_emu_switch, @function
 pb_emu_switch:
@@ -48,6 +49,7 @@ pb_emu_switch:
   popq %rbx
   popq %rbp
   ret
+.popsection
 )");
 
 void switch_context(Context& from, Context& to) { pb_emu_switch(&from, &to); }
