@@ -66,7 +66,10 @@ def _objects() -> list[tuple[str, str, tuple[str, ...]]]:
         tables = [("v3", ("-march=x86-64-v3",)), ("v4", ("-march=x86-64-v4",)), *tables]
     have = tuple(f"-DPB_HAVE_{name.upper()}" for name, _ in tables if name != "portable")
     out: list[tuple[str, str, tuple[str, ...]]] = [("ops.o", "ops.cpp", abi)]
-    out += [(f"{stem}.o", f"cpu/{stem}.cpp", have) for stem in ("project", "blend", "attend", "ssim", "mask_loss")]
+    out += [
+        (f"{stem}.o", f"cpu/{stem}.cpp", have)
+        for stem in ("project", "blend", "attend", "ssim", "normals", "mask_loss")
+    ]
     for name, flags in tables:
         defines = (f"-DPB_TABLE=panbench_kernels_{name}", f'-DPB_NAME=\\"{name}\\"')
         out.append((f"kernels_{name}.o", "cpu/kernels.cpp", (*flags, *defines)))
