@@ -285,21 +285,69 @@ Tensor take_rows_backward(const Tensor& grad, const Tensor& ids, int64_t count) 
   return spread;
 }
 
-std::tuple<Tensor, Tensor> ssim(const Tensor& x, const Tensor& y) {
+std::tuple<Tensor, Tensor> similarity(const Tensor& x, const Tensor& y, double ssim_weight, double l1_weight) {
   check(x.dim() == 3 && y.dim() == 3, "images must be [H, W, C]");
   for (int k = 0; k < 3; ++k) check(x.size(k) == y.size(k), "images must have one size");
   const Tensor value = empty({}), grad = empty({x.size(0), x.size(1), x.size(2)});
-  *out(value) = (float)panbench::ssim(floats(x), floats(y), x.size(0), x.size(1), x.size(2), out(grad));
+  *out(value) = (float)panbench::similarity(floats(x), floats(y), x.size(0), x.size(1), x.size(2), ssim_weight,
+                                            l1_weight, out(grad));
   return {value, grad};
+}
+
+std::tuple<Tensor, Tensor> ssim(const Tensor& x, const Tensor& y) { return similarity(x, y, 1.0, 0.0); }
+
+panbench::DepthMap depth_map(const Tensor& depth, double fx, double fy, double cx, double cy, int64_t step) {
+  check(depth.dim() == 2 && step > 0, "depth must be [H, W] and the step positive");
+  return {floats(depth), depth.size(0), depth.size(1), step, (float)fx, (float)fy, (float)cx, (float)cy};
+}
+
+Tensor depth_normals(const Tensor& depth, double fx, double fy, double cx, double cy, int64_t step) {
+  const Tensor normals = empty({depth.size(0), depth.size(1), 3});
+  panbench::depth_normals(depth_map(depth, fx, fy, cx, cy, step), out(normals));
+  return normals;
+}
+
+Tensor depth_normals_backward(const Tensor& depth, double fx, double fy, double cx, double cy, int64_t step,
+                              const Tensor& grad) {
+  const Tensor g_depth = empty({depth.size(0), depth.size(1)});
+  panbench::depth_normals_backward(depth_map(depth, fx, fy, cx, cy, step), floats(grad), out(g_depth));
+  return g_depth;
+}
+
+// Floats between the pixels of an image [H, W, .] that may be a slice of the channels of a larger one.
+int64_t pixel_stride(const Tensor& image) {
+  check(image.dim() == 3 && image.is_cpu() && image.scalar_type() == ScalarType::Float, "image must be float32 [H, W, C]");
+  const int64_t stride = image.strides()[1];
+  check(image.strides()[2] == 1 && image.strides()[0] == stride * image.size(1), "pixels must have one stride");
+  return stride;
+}
+
+panbench::NormalMaps normal_maps(const Tensor& normals, const Tensor& reference) {
+  check(normals.dim() == 3 && normals.size(2) == 3, "normals must be [H, W, 3]");
+  check(reference.dim() == 3, "reference normals must be [H, W, 3]");
+  for (int k = 0; k < 3; ++k) check(normals.size(k) == reference.size(k), "normals must have one size");
+  return {normals.size(0), normals.size(1), pixel_stride(normals), normals.const_data_ptr<float>(), floats(reference)};
+}
+
+std::tuple<Tensor, Tensor> normal_loss(const Tensor& normals, const Tensor& reference) {
+  const Tensor value = empty({}), known = empty({}, ScalarType::Long);
+  *out(value) = (float)panbench::normal_loss(normal_maps(normals, reference),
+                                             static_cast<int64_t*>(known.mutable_data_ptr()));
+  return {value, known};
+}
+
+std::tuple<Tensor, Tensor> normal_loss_backward(const Tensor& normals, const Tensor& reference, const Tensor& known,
+                                                const Tensor& upstream) {
+  const Tensor g_normals = empty({normals.size(0), normals.size(1), 3}),
+               g_reference = empty({normals.size(0), normals.size(1), 3});
+  panbench::normal_loss_backward(normal_maps(normals, reference), *longs(known), *floats(upstream), out(g_normals),
+                                 out(g_reference));
+  return {g_normals, g_reference};
 }
 
 panbench::MaskLossArgs mask_loss_args(const Tensor& channels, const Tensor& semantic, const Tensor& pair,
                                       const Tensor& columns, const Tensor& weight, double epsilon) {
-  check(channels.dim() == 3 && channels.is_cpu() && channels.scalar_type() == ScalarType::Float,
-        "channels must be float32 [H, W, C]");
-  const int64_t pixels = channels.size(0) * channels.size(1), stride = channels.strides()[1];
-  check(channels.strides()[2] == 1 && channels.strides()[0] == stride * channels.size(1),
-        "channels must have rows of equal stride");
+  const int64_t stride = pixel_stride(channels), pixels = channels.size(0) * channels.size(1);
   for (const Tensor* t : {&semantic, &pair, &weight})
     check(t->dim() == 2 && t->size(0) == channels.size(0) && t->size(1) == channels.size(1), "maps must be [H, W]");
   panbench::MaskLossArgs args;
@@ -417,6 +465,13 @@ STABLE_TORCH_LIBRARY(panbench, m) {
       "mask_losses_backward(Tensor channels, Tensor semantic, Tensor pair, Tensor columns, Tensor weight, float epsilon, "
       "Tensor sums, Tensor upstream) -> Tensor");
   m.def("ssim(Tensor x, Tensor y) -> (Tensor, Tensor)");
+  m.def("similarity(Tensor x, Tensor y, float ssim_weight, float l1_weight) -> (Tensor, Tensor)");
+  m.def("depth_normals(Tensor depth, float fx, float fy, float cx, float cy, int step) -> Tensor");
+  m.def(
+      "depth_normals_backward(Tensor depth, float fx, float fy, float cx, float cy, int step, Tensor grad) -> Tensor");
+  m.def("normal_loss(Tensor normals, Tensor reference) -> (Tensor, Tensor)");
+  m.def(
+      "normal_loss_backward(Tensor normals, Tensor reference, Tensor known, Tensor upstream) -> (Tensor, Tensor)");
   m.def(
       "spherical_harmonics(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int degree) -> "
       "Tensor");
@@ -440,6 +495,11 @@ STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
   m.impl("mask_losses", TORCH_BOX(&mask_losses));
   m.impl("mask_losses_backward", TORCH_BOX(&mask_losses_backward));
   m.impl("ssim", TORCH_BOX(&ssim));
+  m.impl("similarity", TORCH_BOX(&similarity));
+  m.impl("depth_normals", TORCH_BOX(&depth_normals));
+  m.impl("depth_normals_backward", TORCH_BOX(&depth_normals_backward));
+  m.impl("normal_loss", TORCH_BOX(&normal_loss));
+  m.impl("normal_loss_backward", TORCH_BOX(&normal_loss_backward));
   m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
 }

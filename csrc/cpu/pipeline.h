@@ -56,8 +56,30 @@ void attend_backward(const AttendArgs& args, const float* shares, const float* g
 void take_rows(const float* from, const int64_t* ids, int64_t count, int64_t width, float* to);
 void spread_rows(const float* from, const int64_t* ids, int64_t count, int64_t width, int64_t total, float* to);
 
-// Mean SSIM of two images [H, W, C] (11 x 11 Gaussian window of sigma 1.5, zero padding) and its gradient in x.
-double ssim(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, float* grad_x);
+// a SSIM + b L1 of two images [H, W, C], with its gradient in x: mean structural similarity (11 x 11 Gaussian window of
+// sigma 1.5, zero padding) and mean absolute difference.
+double similarity(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, double a, double b,
+                  float* grad_x);
+
+// Depth [H, W] of a pinhole camera, 0 where unknown. Normals [H, W, 3] come from central differences over `step` pixels
+// and face the camera; they are zero near the border and where a depth that they need is unknown.
+struct DepthMap {
+  const float* depth;
+  int64_t height, width, step;
+  float fx, fy, cx, cy;
+};
+void depth_normals(const DepthMap& map, float* normals);
+void depth_normals_backward(const DepthMap& map, const float* grad_normals, float* grad_depth);
+
+// Mean of 1 - n . r over pixels whose reference normal is known (not zero), and how many those are.
+struct NormalMaps {
+  int64_t height, width, stride;
+  const float* normals;    // [H W, stride >= 3]
+  const float* reference;  // [H W, 3]
+};
+double normal_loss(const NormalMaps& maps, int64_t* known);
+void normal_loss_backward(const NormalMaps& maps, int64_t known, float upstream, float* grad_normals,
+                          float* grad_reference);
 
 // Label channels against masks: cross-entropy of the class channels, dice and binary cross-entropy of the query channels
 // that were paired with a mask.

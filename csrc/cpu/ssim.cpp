@@ -1,7 +1,8 @@
-// Structural similarity with its gradient, by two separable passes.
+// Structural similarity and absolute difference with their gradient; two separable passes.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "pipeline.h"
 
@@ -23,10 +24,12 @@ struct Window {
 
 // One image plane set [H, W C] with zero rows above and below, so that the vertical pass needs no tests.
 struct Padded {
-  int64_t rows, row;
-  std::vector<float> data;
-  Padded(int64_t rows, int64_t row) : rows(rows), row(row), data((rows + 2 * kRadius) * row, 0.0f) {}
-  float* at(int64_t y) { return data.data() + (y + kRadius) * row; }
+  int64_t row;
+  std::unique_ptr<float[]> data;
+  Padded(int64_t rows, int64_t row) : row(row), data(new float[(rows + 2 * kRadius) * row]) {
+    for (const int64_t y : {-(int64_t)kRadius, rows}) std::memset(at(y), 0, kRadius * row * sizeof(float));
+  }
+  float* at(int64_t y) { return data.get() + (y + kRadius) * row; }
 };
 
 // The rows first..last of the window convolution of `maps` planes produced by fill(y, map, destination row).
@@ -34,7 +37,8 @@ template <typename Fill, typename Use>
 void convolve_rows(int maps, int64_t height, int64_t row, int64_t step, const Fill& fill, const Use& use) {
   static const Window window;
   const KernelTable& table = kernels();
-  std::vector<Padded> across(maps, Padded(height, row));
+  std::vector<Padded> across;
+  for (int m = 0; m < maps; ++m) across.emplace_back(height, row);
 #pragma omp parallel
   {
     std::vector<float> line(row + 2 * kRadius * step, 0.0f);
@@ -56,10 +60,11 @@ void convolve_rows(int maps, int64_t height, int64_t row, int64_t step, const Fi
 
 }  // namespace
 
-double ssim(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, float* grad_x) {
+double similarity(const float* x, const float* y, int64_t height, int64_t width, int64_t channels, double a_ssim,
+                  double b_l1, float* grad_x) {
   const int64_t row = width * channels, size = height * row;
-  std::vector<float> partial(3 * size);  // dS/d(mu_x), dS/d(x^2), dS/d(xy), all convolved maps
-  std::vector<double> row_sums(height, 0.0);
+  const std::unique_ptr<float[]> partial(new float[3 * size]);  // dS/d(mu_x), dS/d(x^2), dS/d(xy), convolved maps
+  std::vector<double> row_sums(height, 0.0), row_differences(height, 0.0);
   convolve_rows(
       5, height, row, channels,
       [&](int64_t r, int m, float* to) {
@@ -69,7 +74,7 @@ double ssim(const float* x, const float* y, int64_t height, int64_t width, int64
       },
       [&](int64_t r, const float* c) {
         const float *mx = c, *my = c + row, *xx = c + 2 * row, *yy = c + 3 * row, *xy = c + 4 * row;
-        float *d_mu = partial.data() + r * row, *d_xx = d_mu + size, *d_xy = d_xx + size;
+        float *d_mu = partial.get() + r * row, *d_xx = d_mu + size, *d_xy = d_xx + size;
         double sum = 0;
         for (int64_t i = 0; i < row; ++i) {
           const float a1 = 2 * mx[i] * my[i] + kC1, a2 = 2 * (xy[i] - mx[i] * my[i]) + kC2;
@@ -83,18 +88,24 @@ double ssim(const float* x, const float* y, int64_t height, int64_t width, int64
         }
         row_sums[r] = sum;
       });
-  const float scale = 1.0f / (float)size;
+  const float scale = (float)(a_ssim / (double)size), slope = (float)(b_l1 / (double)size);
   convolve_rows(
       3, height, row, channels,
-      [&](int64_t r, int m, float* to) { std::memcpy(to, partial.data() + m * size + r * row, row * sizeof(float)); },
+      [&](int64_t r, int m, float* to) { std::memcpy(to, partial.get() + m * size + r * row, row * sizeof(float)); },
       [&](int64_t r, const float* c) {
         const float *a = x + r * row, *b = y + r * row;
         float* g = grad_x + r * row;
-        for (int64_t i = 0; i < row; ++i)
-          g[i] = scale * (c[i] + 2 * a[i] * c[row + i] + b[i] * c[2 * row + i]);
+        double sum = 0;
+        for (int64_t i = 0; i < row; ++i) {
+          const float difference = a[i] - b[i];
+          sum += std::fabs(difference);
+          const float sign = difference > 0 ? slope : difference < 0 ? -slope : 0.0f;
+          g[i] = scale * (c[i] + 2 * a[i] * c[row + i] + b[i] * c[2 * row + i]) + sign;
+        }
+        row_differences[r] = sum;
       });
   double total = 0;
-  for (const double s : row_sums) total += s;
+  for (int64_t r = 0; r < height; ++r) total += a_ssim * row_sums[r] + b_l1 * row_differences[r];
   return total / (double)size;
 }
 

@@ -41,7 +41,7 @@ def test_normals_of_a_plane_are_exact_and_face_the_camera(name: str, step: int) 
     normal = torch.nn.functional.normalize(torch.tensor(NORMALS[name], dtype=torch.float64), dim=0)
     depth = plane(normal, 1.5)
     assert (depth > 0).all()
-    got = depth_normals(camera(), depth, step)
+    got = depth_normals(depth, camera(), step)
     inner = got[step:-step, step:-step]
     torch.testing.assert_close(inner, normal.expand_as(inner), rtol=0, atol=1e-9)
     assert ((inner * camera().rays()[step:-step, step:-step]).sum(-1) < 0).all()
@@ -51,7 +51,7 @@ def test_normals_of_a_plane_are_exact_and_face_the_camera(name: str, step: int) 
 def test_normals_are_zero_at_the_border_and_beside_holes(step: int) -> None:
     depth = plane(torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64), 2.0)
     depth[7, 9] = 0
-    got = depth_normals(camera(), depth, step).norm(dim=-1)
+    got = depth_normals(depth, camera(), step).norm(dim=-1)
     expected = torch.ones(HEIGHT, WIDTH, dtype=torch.float64)
     expected[:step] = expected[-step:] = 0
     expected[:, :step] = expected[:, -step:] = 0
@@ -62,15 +62,15 @@ def test_normals_are_zero_at_the_border_and_beside_holes(step: int) -> None:
 
 def test_normals_of_an_image_smaller_than_the_step_are_all_unknown() -> None:
     small = Camera(4, 2, 5.0, 5.0, 2.0, 1.0, torch.eye(4))
-    assert not depth_normals(small, torch.ones(2, 4), step=3).any()
+    assert not depth_normals(torch.ones(2, 4), small, step=3).any()
 
 
 def test_gradients_of_normals_are_those_of_finite_differences_and_finite_at_degenerate_triangles() -> None:
     small = Camera(4, 4, 5.0, 5.0, 2.0, 2.0, torch.eye(4, dtype=torch.float64))
     depth = 1 + torch.rand(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert torch.autograd.gradcheck(lambda d: depth_normals(small, d), depth.requires_grad_())
+    assert torch.autograd.gradcheck(lambda d: depth_normals(d, small), depth.requires_grad_())
     flat = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
-    depth_normals(small, flat).sum().backward()
+    depth_normals(flat, small).sum().backward()
     assert flat.grad is not None
     assert flat.grad.isfinite().all()
 

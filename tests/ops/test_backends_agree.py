@@ -383,6 +383,61 @@ def test_ssim_of_flat_images_agrees() -> None:
     assert_close(mine, reference, 1e-2, "gradient")
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (7, 5, 1), (48, 64, 3), (33, 47, 2)])
+def test_photometric_losses_agree(size: tuple[int, int, int]) -> None:
+    x = torch.rand(size, generator=torch.Generator().manual_seed(1))
+    y = (x + 0.1 * random_like(x, 2)).clamp(0, 1)
+    y[0, 0] = x[0, 0]  # where nothing differs the gradient of the difference is zero
+    (exact,), (single,) = doubles([x]), singles([x])
+    expected = ops.photometric_loss(exact, y.double(), 0.3, backend="reference")
+    found = ops.photometric_loss(single, y, 0.3, backend="cpu")
+    assert found.item() == pytest.approx(expected.item(), abs=2e-6)
+    (mine,), (reference,) = torch.autograd.grad(3 * found, single), torch.autograd.grad(3 * expected, exact)
+    assert_close(mine, reference, 1e-4, "gradient")
+
+
+def bumpy_depth(height: int, width: int) -> Tensor:
+    """A slope with waves, and holes."""
+    y, x = torch.meshgrid(torch.arange(height) / 9, torch.arange(width) / 7, indexing="ij")
+    depth = 2 + 0.2 * x + 0.3 * torch.sin(x) * torch.cos(2 * y)
+    return torch.where(torch.rand(height, width, generator=torch.Generator().manual_seed(4)) < 0.1, 0.0, depth)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (7, 7), (31, 47)])
+def test_normals_of_depth_agree(size: tuple[int, int], step: int) -> None:
+    camera = replace(random_case().camera, height=size[0], width=size[1])
+    (exact,), (single,) = doubles([bumpy_depth(*size)]), singles([bumpy_depth(*size)])
+    expected = ops.depth_normals(exact, camera, step, backend="reference")
+    found = ops.depth_normals(single, camera, step, backend="cpu")
+    assert_close(found, expected, 1e-5, "normals")
+    upstream = random_like(found, 5)
+    (mine,) = torch.autograd.grad(found, single, upstream)
+    (reference,) = torch.autograd.grad(expected, exact, upstream.double())
+    assert_close(mine, reference, 1e-4, "gradient")
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("known", [0.0, 0.7])
+def test_normal_losses_agree(known: float, sliced: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+    reference = torch.nn.functional.normalize(torch.randn(23, 31, 3, generator=generator), dim=-1)
+    reference *= (torch.rand(23, 31, 1, generator=generator) < known).float()
+    inputs = [torch.randn(23, 31, 8, generator=generator), reference]
+    exact, single = doubles(inputs), singles(inputs)
+    part = slice(2, 5) if sliced else [2, 3, 4]  # a view of the larger image, or a copy
+    expected = ops.normal_loss(exact[0][..., part], exact[1], backend="reference")
+    found = ops.normal_loss(single[0][..., part], single[1], backend="cpu")
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    for name, mine, gradient in zip(
+        ("normals", "reference"),
+        torch.autograd.grad(3 * found, single),
+        torch.autograd.grad(3 * expected, exact),
+        strict=True,
+    ):
+        assert_close(mine, gradient, 1e-6, f"gradient of {name}")
+
+
 @pytest.mark.parametrize("degree", range(4))
 @pytest.mark.parametrize("count", [0, 1, 60])
 def test_spherical_harmonics_agree(degree: int, count: int) -> None:
@@ -415,6 +470,51 @@ def test_spherical_harmonics_take_exactly_the_coefficients_they_need() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- whole path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_threads_gives_the_same_bits(kind: Kind) -> None:
+    case = random_case(9000, 150, 110, seed=18, size=-4.0, opacity=1.0)
+    features = torch.randn(9000, 21, generator=torch.Generator().manual_seed(19))
+
+    def everything() -> list[Tensor]:
+        parameters = singles([*case.parameters, features])
+        ids, geometry, normals = visible(case, kind, parameters[:4], "cpu")
+        channels = torch.cat([normals, ops.take_rows(parameters[4], ids, backend="cpu")], dim=1)
+        bins = ops.bin(geometry, 150, 110, kind=kind, backend="cpu")
+        out = ops.blend(geometry, channels, bins, 150, 110, kind=kind, near=NEAR, detached=9, backend="cpu")
+        toward = ops.depth_normals(out.depth, case.camera, backend="cpu")
+        image = out.image[..., 3:6]
+        loss = ops.normal_loss(out.image[..., :3], toward, backend="cpu")
+        loss = loss + ops.photometric_loss(image, torch.zeros_like(image), 0.2, backend="cpu")
+        gradients = torch.autograd.grad([loss, out.image], parameters, [torch.tensor(1.0), out.image.detach()])
+        return [ids, geometry, *bins, *out, toward, loss, *gradients]
+
+    before = torch.get_num_threads()
+    try:
+        results: list[list[Tensor]] = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_no_disc_is_dropped_that_can_be_seen() -> None:
+    """Gaussians all around the camera, of all sizes: the quick test of the frustum agrees with the exact one."""
+    generator = torch.Generator().manual_seed(20)
+    case = random_case(20_000, 80, 60, seed=20)
+    case = replace(
+        case,
+        means=8 * torch.rand(20_000, 3, generator=generator) - 4,
+        log_scales=torch.randn(20_000, 3, generator=generator) * 1.5 - 2.5,
+    )
+    expected = visible(case, "disc", doubles(case.parameters), "reference")
+    found = visible(case, "disc", singles(case.parameters), "cpu")
+    assert found.ids.tolist() == expected.ids.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -495,6 +595,11 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
         "attend_backward": (*attention, True, torch.randn(30, 6)),
         "attend_shares": (*singles(attention), True, 1.0, -2.0),
         "attend_shares_backward": (*attention, True, 1.0, None, torch.rand(30, 6), torch.randn(30, 6)),
+        "similarity": (images[0].clone().requires_grad_(), images[1], 0.3, -2.0),
+        "depth_normals": (*singles([bumpy_depth(9, 13)]), 9.0, 8.0, 6.0, 4.0, 2),
+        "depth_normals_backward": (bumpy_depth(9, 13), 9.0, 8.0, 6.0, 4.0, 2, torch.randn(9, 13, 3)),
+        "normal_loss": tuple(singles([*torch.randn(2, 9, 13, 3)])),
+        "normal_loss_backward": (*torch.randn(2, 9, 13, 3), torch.tensor(50), torch.tensor(2.0)),
         "take_rows": (singles(attention)[0], torch.tensor([3, 4, 20])),
         "take_rows_backward": (torch.randn(3, 5), torch.tensor([3, 4, 20]), 30),
         "ssim": (images[0].requires_grad_(), images[1]),
@@ -505,6 +610,7 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
 
 OPERATORS = [
     *("attend", "attend_backward", "attend_shares", "attend_shares_backward", "take_rows", "take_rows_backward"),
+    *("depth_normals", "depth_normals_backward", "normal_loss", "normal_loss_backward", "similarity"),
     *("bin", "blend", "blend_backward", "project", "project_backward"),
     *("spherical_harmonics", "spherical_harmonics_backward", "ssim"),
 ]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panbench.ops import ssim
+from panbench.ops import photometric_loss
 
-
-def photometric_loss(image: Tensor, photo: Tensor, ssim_weight: float) -> Tensor:
-    """(1 − λ) L1 + λ (1 − SSIM) of images [H, W, 3] in [0, 1]."""
-    return (1 - ssim_weight) * (image - photo).abs().mean() + ssim_weight * (1 - ssim(image, photo))
+__all__ = ["photometric_loss", "psnr"]
 
 
 def psnr(image: Tensor, photo: Tensor) -> Tensor:

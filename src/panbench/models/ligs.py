@@ -51,9 +51,9 @@ class LiGS(GaussianModule):
         if frame.depth is not None:
             out["depth"] = self.depth_weight * depth_loss(view.depth, frame.depth, view.alpha, self.max_depth)
             # Differences between points three pixels to either side drown less in the sensor's depth noise.
-            measured = depth_normals(frame.camera, frame.depth, step=3)
+            measured = depth_normals(frame.depth, frame.camera, step=3)
             out["normal"] = self.normal_weight * normal_loss(view.normal, measured)
         if self.global_step >= self.consistency_start:
-            rendered = depth_normals(frame.camera, view.depth)
+            rendered = depth_normals(view.depth, frame.camera)
             out["consistency"] = self.consistency_weight * normal_loss(view.normal, rendered)
         return out

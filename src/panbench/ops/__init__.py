@@ -5,11 +5,12 @@ Nothing is compiled on import: the first call decides (:mod:`panbench.ops.backen
 
 from panbench.ops.attention import attend, attend_shares
 from panbench.ops.mask_loss import mask_losses
+from panbench.ops.normals import depth_normals, normal_loss
 from panbench.ops.project import Kind, Projected, project
 from panbench.ops.rasterize import Bins, Blended, bin, blend
 from panbench.ops.rows import take_rows
 from panbench.ops.spherical_harmonics import spherical_harmonics
-from panbench.ops.ssim import ssim
+from panbench.ops.ssim import photometric_loss, ssim
 
 __all__ = [
     "Bins",
@@ -20,7 +21,10 @@ __all__ = [
     "attend_shares",
     "bin",
     "blend",
+    "depth_normals",
     "mask_losses",
+    "normal_loss",
+    "photometric_loss",
     "project",
     "spherical_harmonics",
     "ssim",

@@ -29,6 +29,11 @@ def register() -> None:
     fake("panbench::mask_losses")(_mask_losses_fake)
     fake("panbench::mask_losses_backward")(lambda channels, *_: channels.new_empty(channels.shape))
     fake("panbench::ssim")(lambda x, y: (x.new_empty(()), torch.empty_like(x)))
+    fake("panbench::similarity")(lambda x, *_: (x.new_empty(()), torch.empty_like(x)))
+    fake("panbench::depth_normals")(lambda depth, *_: depth.new_empty(*depth.shape, 3))
+    fake("panbench::depth_normals_backward")(lambda depth, *_: torch.empty_like(depth))
+    fake("panbench::normal_loss")(lambda n, _: (n.new_empty(()), n.new_empty((), dtype=torch.int64)))
+    fake("panbench::normal_loss_backward")(lambda n, *_: (n.new_empty(n.shape), n.new_empty(n.shape)))
     fake("panbench::spherical_harmonics")(lambda dc, rest, means, camera, ids, degree: dc.new_empty(len(ids), 3))
     fake("panbench::spherical_harmonics_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
     grad = torch.library.register_autograd
@@ -39,6 +44,9 @@ def register() -> None:
     grad("panbench::take_rows", _take_rows_backward, setup_context=_take_rows_context)
     grad("panbench::mask_losses", _mask_losses_backward, setup_context=_mask_losses_context)
     grad("panbench::ssim", _ssim_backward, setup_context=_ssim_context)
+    grad("panbench::similarity", _similarity_backward, setup_context=_ssim_context)
+    grad("panbench::depth_normals", _depth_normals_backward, setup_context=_depth_normals_context)
+    grad("panbench::normal_loss", _normal_loss_backward, setup_context=_normal_loss_context)
     grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
 
 
@@ -156,6 +164,29 @@ def _ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _ssim_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return grad * ctx.saved_tensors[0], None
+
+
+def _similarity_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    return grad * ctx.saved_tensors[0], None, None, None
+
+
+def _depth_normals_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.numbers = inputs[1:]
+
+
+def _depth_normals_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grads = torch.ops.panbench.depth_normals_backward(*ctx.saved_tensors, *ctx.numbers, grad.contiguous())
+    return grads, *[None] * 5
+
+
+def _normal_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _normal_loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    return torch.ops.panbench.normal_loss_backward(*ctx.saved_tensors, grad.contiguous())
 
 
 def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from panbench.ops.reference.attention import attend
 from panbench.ops.reference.mask_loss import mask_losses
+from panbench.ops.reference.normals import depth_normals, normal_loss
 from panbench.ops.reference.project import project
 from panbench.ops.reference.rasterize import bin, blend
 from panbench.ops.reference.spherical_harmonics import spherical_harmonics
 from panbench.ops.reference.ssim import ssim
 
-__all__ = ["attend", "bin", "blend", "mask_losses", "project", "spherical_harmonics", "ssim"]
+__all__ = [
+    "attend",
+    "bin",
+    "blend",
+    "depth_normals",
+    "mask_losses",
+    "normal_loss",
+    "project",
+    "spherical_harmonics",
+    "ssim",
+]
