@@ -20,7 +20,7 @@ def depth_normals(depth: Tensor, camera: Camera, step: int = 1, *, backend: Back
         [H, W, 3], unit; zero within ``step`` pixels of the border and where a depth in use is 0.
     """
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, step)
-    if resolve(backend) == "cpu" and depth.dtype == torch.float32:
+    if resolve(backend, depth.device.type) == "cpu" and depth.dtype == torch.float32:
         return torch.ops.panbench.depth_normals(depth.contiguous(), *numbers)
     return reference.depth_normals(depth, *numbers)
 
@@ -33,7 +33,7 @@ def normal_loss(normals: Tensor, known: Tensor, *, backend: Backend | None = Non
             reference.
         known: n [H, W, 3], zero where unknown.
     """
-    if resolve(backend) == "cpu" and normals.dtype == torch.float32:
+    if resolve(backend, normals.device.type) == "cpu" and normals.dtype == torch.float32:
         one_stride = normals.stride(2) == 1 and normals.stride(0) == normals.stride(1) * normals.shape[1]
         maps = normals if one_stride else normals.contiguous()
         return torch.ops.panbench.normal_loss(maps, known.contiguous())[0]
