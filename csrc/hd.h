@@ -2,9 +2,14 @@
 #pragma once
 #ifdef __CUDACC__
 #define PB_HD __host__ __device__ __forceinline__
-#define PB_UNROLL _Pragma("unroll")
 #else
 #define PB_HD inline __attribute__((always_inline))
+#endif
+#if defined(__CUDA_ARCH__)
+#define PB_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)  // host code under nvcc knows neither pragma
+#define PB_UNROLL
+#else
 #define PB_UNROLL _Pragma("GCC unroll 16")
 #endif
 

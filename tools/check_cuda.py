@@ -61,7 +61,8 @@ def check(source: Path, architecture: str, folder: Path) -> tuple[str, bool]:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     log = run.stdout + run.stderr
     if run.returncode != 0:
-        return f"{name}: does not compile\n{log}", False
+        complaints = [line for line in log.splitlines() if not line.startswith(("ptxas info", "    0 bytes"))]
+        return "\n".join([f"{name}: does not compile", *complaints]), False
     found = kernels(log)
     spilled = [] if source.name in ONE_ARCHITECTURE else [k for k in found if k.spilled or k.stack]
     if spilled:
