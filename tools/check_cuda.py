@@ -101,7 +101,7 @@ def main() -> int:
         sys.stderr.write(f"no .cu files in {options.sources}\n")
         return 1
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda job: check(*job, Path(folder)), jobs))
+        results = list(pool.map(lambda job: check(job[0], job[1], Path(folder)), jobs))
         if all(good for _, good in results):
             results.append(link(Path(folder), options.architectures[0], options.sources / "api.h"))
     sys.stdout.writelines(f"{line}\n" for line, _ in results)
