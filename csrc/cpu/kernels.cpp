@@ -468,6 +468,38 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
   }
 }
 
+// Sums over pixels of eight terms a hit, two hits at a time: `sums` takes sixteen.
+struct PairedSums {
+  struct Terms {
+    F16 v[8];
+  };
+  F16 terms[kLanes];
+  float* first = nullptr;  // where the first hit's sums go, while the second is awaited
+
+  inline __attribute__((always_inline)) void add(float* row, const Terms& t) {
+    if (!first) {
+      for (int k = 0; k < 8; ++k) terms[k] = t.v[k];
+      first = row;
+      return;
+    }
+    for (int k = 0; k < 8; ++k) terms[8 + k] = t.v[k];
+    flush(row);
+  }
+  inline __attribute__((always_inline)) void finish() {
+    if (!first) return;
+    float nowhere[8] = {};
+    for (int k = 0; k < 8; ++k) terms[8 + k] = zero();
+    flush(nowhere);
+  }
+  inline __attribute__((always_inline)) void flush(float* second) {
+    float out[kLanes];
+    store(out, sums(terms));
+    for (int k = 0; k < 8; ++k) first[k] += out[k];
+    for (int k = 0; k < 8; ++k) second[k] += out[8 + k];
+    first = nullptr;
+  }
+};
+
 template <int kind>
 PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
   Tile t = open_tile(a, tile, scratch);
@@ -497,6 +529,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     F16 behind = zero();
     const F16 open = transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
+    PairedSums pairs;
     for (int n = b.count - 1; n >= 0; --n) {
       const float* p = t.params + b.candidate[n] * kParams;
       const F16 alpha = load(b.alpha + n * kLanes), before = load(b.before + n * kLanes);
@@ -513,9 +546,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
         const F16 gs = zero() - alpha * grad;
         const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
         const F16 gx = gs * dx, gy = gs * dy;
-        const F16 z = zero();
-        const F16 terms[kLanes] = {gs, gx, gy, gx * dx, gx * dy, gy * dy, grad_hit, z, z, z, z, z, z, z, z, z};
-        add_to(m, sums(terms));
+        pairs.add(m, {gs, gx, gy, gx * dx, gx * dy, gy * dy, grad_hit, zero()});
       } else {
         const DiscHit d = intersect(p, at.px, at.py);
         const F16 g_rho = set1(-0.5f) * alpha * grad;
@@ -548,6 +579,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
         add_to(m, sums(terms));
       }
     }
+    pairs.finish();
   }
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   for (int slot = 0; slot < t.slots; ++slot) {

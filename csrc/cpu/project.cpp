@@ -7,6 +7,8 @@
 namespace panbench {
 namespace {
 
+constexpr float kReach = 3.34f;  // standard deviations beyond which alpha is below 1/255 for any opacity
+
 // Half-spaces left, right, above and below the image, moved out by some pixels: n . t < -r if a sphere of radius r
 // around the camera-space point t lies in one.
 struct Frustum {
@@ -27,11 +29,25 @@ struct Frustum {
 
 // Whether a disc certainly cannot be seen, at a fraction of the cost of projecting it. Never true for one that can.
 bool disc_is_aside(const float* mean, const float* log_scale, const View& view, const Frustum& frustum) {
-  constexpr float kReach = 3.34f;  // standard deviations beyond which alpha is below 1/255 for any opacity
   const Vec3 t = view.rotation * load3(mean) + view.translation;
   const float radius = kReach * expf(std::max(log_scale[0], log_scale[1]));
   // A disc that reaches the camera plane has no bounded place in the image.
   return t.z <= view.near_plane || (t.z > 1.01f * radius && frustum.misses(t, 1.01f * radius));
+}
+
+// The same of an ellipsoid, from bounds of the extents that its projection compares with the image.
+bool ellipsoid_is_aside(const float* mean, const float* log_scale, const View& view) {
+  const Vec3 t = view.rotation * load3(mean) + view.translation;
+  if (t.z <= view.near_plane) return true;
+  const float inverse = 1.0f / t.z, u = t.x * inverse, v = t.y * inverse;
+  const float x = view.fx * u + view.cx, y = view.fy * v + view.cy;
+  if (x > 0 && x < view.width && y > 0 && y < view.height) return false;
+  // Rows of J R have lengths f / z (1 + u^2)^1/2 with u clamped: at most these.
+  const float scale = expf(std::max(std::max(log_scale[0], log_scale[1]), log_scale[2])) * inverse;
+  const float a = view.fx * scale, b = view.fy * scale;
+  const float half_x = 1.01f * kReach * std::sqrt(a * a * (1 + u * u) + view.low_pass);
+  const float half_y = 1.01f * kReach * std::sqrt(b * b * (1 + v * v) + view.low_pass);
+  return x + half_x < 0 || x - half_x > view.width || y + half_y < 0 || y - half_y > view.height;
 }
 
 struct Visible {
@@ -85,6 +101,7 @@ void project(const Gaussians& g, const View& view, int kind, const std::function
       const float* scale = g.log_scales + i * g.scale_dim;
       if (kind == kEllipsoid) {
         EllipsoidState s;
+        if (ellipsoid_is_aside(g.means + 3 * i, scale, view)) continue;
         if (!ellipsoid_state(g.means + 3 * i, g.quats + 4 * i, scale, g.logits[i], view, s, geometry)) continue;
         normal = facing_normal(s.common, view, shortest_axis(scale), sign);
       } else {
