@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from panbench.losses.geometric import depth_loss, depth_normals, normal_loss
+from panbench.losses.geometric import depth_loss
+from panbench.ops import depth_normals, normal_loss
 from panbench.scene import Camera
 
 WIDTH, HEIGHT = 20, 14

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from panbench.losses.photometric import photometric_loss, psnr
-from panbench.ops import ssim
+from panbench.losses.photometric import psnr
+from panbench.ops import photometric_loss, ssim
 
 
 def photo(seed: int = 0) -> torch.Tensor:

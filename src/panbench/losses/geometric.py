@@ -1,12 +1,8 @@
-"""Rendered depth and normals against the depth sensor, and against each other."""
+"""Rendered depth against the depth sensor."""
 
 from __future__ import annotations
 
 from torch import Tensor
-
-from panbench.ops import depth_normals, normal_loss
-
-__all__ = ["depth_loss", "depth_normals", "normal_loss"]
 
 
 def depth_loss(depth: Tensor, measured: Tensor, alpha: Tensor, max_depth: float) -> Tensor:

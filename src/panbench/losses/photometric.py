@@ -1,13 +1,9 @@
-"""Rendered colour against the photo (eq. 13)."""
+"""How near a rendered picture is to the photo."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from panbench.ops import photometric_loss
-
-__all__ = ["photometric_loss", "psnr"]
 
 
 def psnr(image: Tensor, photo: Tensor) -> Tensor:

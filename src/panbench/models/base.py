@@ -21,7 +21,7 @@ from panbench.gaussians.init import PointCloud, from_rgbd, neighbour_scale
 from panbench.gaussians.optim import build_optimizer
 from panbench.gaussians.rotation import quats_with_normal
 from panbench.heads.base import LabelView, PanopticHead, StepContext
-from panbench.losses.photometric import photometric_loss, psnr
+from panbench.losses.photometric import psnr
 from panbench.scene import Camera, Frame, Scene
 from panbench.training.write_predictions import PredictedView
 
@@ -248,7 +248,7 @@ class GaussianModule(L.LightningModule):
         if watch:
             view.projected.geometry.retain_grad()
         photo = batch.color.to(view.image.dtype) / 255
-        terms = {"photometric": photometric_loss(view.image, photo, self.ssim_weight)}
+        terms = {"photometric": ops.photometric_loss(view.image, photo, self.ssim_weight)}
         terms |= self.regularisers(view, batch)
         if labels:
             head = self.head.losses(_label_view(view), batch, self.gaussians, self._context(batch, step))

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from panbench.heads.base import PanopticHead
-from panbench.losses.geometric import depth_loss, depth_normals, normal_loss
+from panbench.losses.geometric import depth_loss
 from panbench.models.base import GaussianModule, View
+from panbench.ops import depth_normals, normal_loss
 from panbench.scene import Frame
 
 
