@@ -7,6 +7,7 @@ Nothing here imports the compiled back ends.
 from __future__ import annotations
 
 from panbench.ops.reference.attention import attend
+from panbench.ops.reference.label_sums import LabelSums, LabelTargets, label_sums
 from panbench.ops.reference.mask_loss import mask_losses
 from panbench.ops.reference.normals import depth_normals, normal_loss
 from panbench.ops.reference.project import project
@@ -15,10 +16,13 @@ from panbench.ops.reference.spherical_harmonics import spherical_harmonics
 from panbench.ops.reference.ssim import ssim
 
 __all__ = [
+    "LabelSums",
+    "LabelTargets",
     "attend",
     "bin",
     "blend",
     "depth_normals",
+    "label_sums",
     "mask_losses",
     "normal_loss",
     "project",
