@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kGroup = 2;  // tiles on a side of a group, which shares rows of gradients
 constexpr int64_t kPiece = 2048;  // rows that are binned together
+constexpr int64_t kAhead = 8;  // rows whose footprint is asked for early: they lie anywhere in memory
 constexpr int kRow = 16;   // floats of geometry gradient in such a row
 
 // Reused between calls: fresh pages cost more than the work that is done in them.
@@ -175,11 +176,14 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
   for (int64_t piece = 0; piece < pieces; ++piece) {
     spans[piece].reserve(2 * kPiece);
     int32_t* const count = next.data() + piece * tiles;
-    for (int64_t i = piece * kPiece; i < std::min(visible, (piece + 1) * kPiece); ++i) {
+    const int64_t end = std::min(visible, (piece + 1) * kPiece);
+    for (int64_t i = piece * kPiece; i < end; ++i) {
+      if (i + kAhead < end) __builtin_prefetch(&prints[order[i + kAhead]]);
       const Footprint& print = prints[order[i]];
+      const Reach reach = reach_of(print);
       int ty, last_row, tx0, tx1;
-      for (tile_rows(print, tiles_y, ty, last_row); ty <= last_row; ++ty) {
-        if (!tile_span(print, ty, tiles_x, tx0, tx1)) continue;
+      for (tile_rows(print, reach, tiles_y, ty, last_row); ty <= last_row; ++ty) {
+        if (!tile_span(print, reach, ty, tiles_x, tx0, tx1)) continue;
         spans[piece].push_back({order[i], ty * tiles_x + tx0, ty * tiles_x + tx1});
         for (int t = tx0; t <= tx1; ++t) ++count[ty * tiles_x + t];
       }

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTail = 4;     // channels that are blended together where fewer than sixteen are left
+constexpr int kCulled = 64;   // candidates that are tested against a block before any of them is evaluated
+constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kNowhere = 1e15f;  // footprint of what pads the candidates: no block touches it
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
@@ -22,8 +24,8 @@ constexpr int kPixelGroup = 4;
 constexpr int kHitGroup = 4;
 #endif
 
-// Tile-local parameters, as in splat.h, of the candidates first to first + 15, to p [16, kParams]; those from `count`
-// on are left undefined.
+// Tile-local parameters of the candidates first to first + 15, to p [16, kParams]; those from `count` on are left
+// undefined. As in splat.h, but that the conic is scaled so that log2(alpha / opacity) = a dx^2 + b dx dy + c dy^2.
 void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int count, float x0, float y0, float* p) {
   const int width = geometry_width(a.kind);
   F16 v[kLanes];
@@ -34,6 +36,9 @@ void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int coun
   if (a.kind == kEllipsoid) {
     v[0] = v[0] - x;
     v[1] = v[1] - y;
+    v[2] = set1(-0.5f * kLog2E) * v[2];
+    v[3] = set1(-kLog2E) * v[3];
+    v[4] = set1(-0.5f * kLog2E) * v[4];
   } else {
     const F16 w[3] = {v[6], v[7], v[8]};
     F16 mu[3], mv[3];
@@ -70,7 +75,7 @@ struct Tile {
   int count, padded;
   const int32_t* ids;
   float* params;  // [count, kParams]
-  float *x, *y, *a, *b, *c, *slope_x, *slope_y, *cx, *cy, *r2;
+  float *x, *y, *a, *b2, *c, *slope_x, *slope_y, *cx, *cy, *r2;  // b2: 2 b
   int slots;
   int32_t* slot;   // [count] of a candidate, -1 if it has none
   int32_t* owner;  // [slots] candidate of a slot
@@ -95,7 +100,7 @@ struct Sums {
 };
 
 int64_t blend_scratch(int64_t hits, int stride) {
-  const int64_t padded = round_up(hits, kLanes);
+  const int64_t padded = round_up(hits, kLanes) + 1;
   const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride;
   return floats * 4 + 64 * 32;
 }
@@ -111,7 +116,7 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   t.padded = (int)round_up(t.count, kLanes);
   t.ids = a.tile_ids + begin;
   t.params = take(scratch, (int64_t)t.padded * kParams);
-  float** const arrays[] = {&t.x, &t.y, &t.a, &t.b, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
+  float** const arrays[] = {&t.x, &t.y, &t.a, &t.b2, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
   for (float** array : arrays) *array = take(scratch, t.padded);
   t.slots = 0;
   t.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
@@ -120,6 +125,11 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   const F16 left = set1(x0), top = set1(y0);
   for (int i = 0; i < t.padded; i += kLanes) {
+    // What the next sixteen need lies anywhere in memory.
+    for (int k = i + kLanes; k < i + 2 * kLanes && k < t.count; ++k) {
+      __builtin_prefetch(geometry_row(a, t.ids[k]));
+      __builtin_prefetch(a.footprints + t.ids[k]);
+    }
     tile_parameters(a, t.ids, i, t.count, x0, y0, t.params + i * kParams);
     F16 v[kLanes];
     for (int k = 0; k < kLanes; ++k)
@@ -128,10 +138,11 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
     store(t.x + i, v[0] - left);
     store(t.y + i, v[1] - top);
     store(t.a + i, v[2]);
-    store(t.b + i, v[3]);
+    store(t.b2 + i, v[3] + v[3]);
     store(t.c + i, v[4]);
     store(t.slope_x + i, v[5]);
     store(t.slope_y + i, v[6]);
+    if (a.kind == kEllipsoid) continue;
     store(t.cx + i, v[7] - left);
     store(t.cy + i, v[8] - top);
     store(t.r2 + i, v[9]);
@@ -143,12 +154,19 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
 Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
   Block b;
   b.count = 0;
-  b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  // One more than there can be hits: what turns out to be no hit is overwritten by the next one.
+  b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded + 1));
   b.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  b.weight = take(scratch, (int64_t)t.padded * kLanes);
+  b.weight = take(scratch, (int64_t)(t.padded + 1) * kLanes);
   float** const arrays[] = {&b.alpha, &b.before, &b.depth};
-  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)t.padded * kLanes) : nullptr;
+  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)(t.padded + 1) * kLanes) : nullptr;
   return b;
+}
+
+// Asks for a row of floats early: image gradients come from far away, and weighing a block takes long.
+PB_INLINE void prefetch(const float* row, int64_t count) {
+  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
+  __builtin_prefetch(row + count - 1);
 }
 
 // Gives the block's hits slots; new ones get their features copied, so that the channel products read memory in order.
@@ -173,33 +191,29 @@ PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
 
-// Asks for a row of floats early: features and image gradients come from far away, and weighing a block takes long.
-PB_INLINE void prefetch(const float* row, int64_t count) {
-  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
-  __builtin_prefetch(row + count - 1);
-}
-
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
+template <int kind>
 PB_INLINE uint32_t touches(const Tile& t, int i, float bx, float by) {
-  const F16 x = load(t.x + i), y = load(t.y + i), a = load(t.a + i), b = load(t.b + i), c = load(t.c + i);
+  const F16 x = load(t.x + i), y = load(t.y + i), b2 = load(t.b2 + i);
   const F16 lx = set1(bx) - x, hx = set1(bx + 3.0f) - x, ly = set1(by) - y, hy = set1(by + 3.0f) - y;
-  const F16 zero_ = zero();
-  const F16 ex = clamp(zero_, lx, hx), ey = clamp(zero_, ly, hy);
+  const F16 ex = clamp(zero(), lx, hx), ey = clamp(zero(), ly, hy);
   // The minimum of the quadratic form over the rectangle lies on an edge that faces the centre (or is 0 inside).
   const F16 qy = clamp(load(t.slope_y + i) * ex, ly, hy), qx = clamp(load(t.slope_x + i) * ey, lx, hx);
-  const F16 two = set1(2.0f);
-  const F16 v0 = fma(a * ex, ex, fma(two * b * ex, qy, c * qy * qy));
-  const F16 v1 = fma(a * qx, qx, fma(two * b * qx, ey, c * ey * ey));
+  const F16 aex = load(t.a + i), cey = load(t.c + i);
+  const F16 v0 = fma(fma(aex, ex, b2 * qy), ex, cey * qy * qy);
+  const F16 v1 = fma(fma(cey, ey, b2 * qx), ey, aex * qx * qx);
   M16 m = less_equal(min(v0, v1), set1(1.0001f));
-  const F16 cx = load(t.cx + i), cy = load(t.cy + i);
-  const F16 dx = clamp(cx, set1(bx), set1(bx + 3.0f)) - cx, dy = clamp(cy, set1(by), set1(by + 3.0f)) - cy;
-  m = m | less_equal(fma(dx, dx, dy * dy), load(t.r2 + i));
+  if constexpr (kind == kDisc) {
+    const F16 cx = load(t.cx + i), cy = load(t.cy + i);
+    const F16 dx = clamp(cx, set1(bx), set1(bx + 3.0f)) - cx, dy = clamp(cy, set1(by), set1(by + 3.0f)) - cy;
+    m = m | less_equal(fma(dx, dx, dy * dy), load(t.r2 + i));
+  }
   return bits(m);
 }
 
+// alpha is 0 where the Gaussian is skipped; depth is finite.
 struct Hit {
   F16 alpha, depth;
-  M16 mask;
 };
 
 struct DiscHit {
@@ -225,19 +239,20 @@ PB_INLINE Hit evaluate(const float* p, F16 px, F16 py, float near_plane) {
   Hit h;
   if constexpr (kind == kEllipsoid) {
     const F16 dx = set1(p[0]) - px, dy = set1(p[1]) - py;
-    const F16 quad = fma(set1(p[2]) * dx, dx, set1(p[4]) * dy * dy);
-    const F16 sigma = fma(set1(0.5f), quad, set1(p[3]) * dx * dy);
-    h.alpha = min(set1(kAlphaMax), set1(p[5]) * exp(zero() - sigma));
-    h.mask = less_equal(zero(), sigma) & less_equal(set1(kAlphaMin), h.alpha);
+    const F16 power = fma(dx, fma(set1(p[2]), dx, set1(p[3]) * dy), set1(p[4]) * dy * dy);
+    const F16 alpha = min(set1(kAlphaMax), set1(p[5]) * exp2(power));
+    h.alpha = select(less_equal(power, zero()) & less_equal(set1(kAlphaMin), alpha), alpha, zero());
     h.depth = set1(p[6]);
   } else {
     const DiscHit d = intersect(p, px, py);
     const F16 rho = min(d.rho3, d.rho2);
-    h.depth = fma(d.u, set1(p[9]), fma(d.v, set1(p[10]), set1(p[11])));
-    h.alpha = min(set1(kAlphaMax), set1(p[14]) * exp(set1(-0.5f) * rho));
+    const F16 depth = fma(d.u, set1(p[9]), fma(d.v, set1(p[10]), set1(p[11])));
+    const F16 alpha = min(set1(kAlphaMax), set1(p[14]) * exp2(set1(-0.5f * kLog2E) * rho));
     // Comparisons are false for the NaN and infinities of a ray parallel to the disc.
-    h.mask = less_equal(set1(near_plane), h.depth) & less_equal(h.depth, set1(1e10f)) &
-             less_equal(set1(kAlphaMin), h.alpha);
+    const M16 m = less_equal(set1(near_plane), depth) & less_equal(depth, set1(1e10f)) &
+                  less_equal(set1(kAlphaMin), alpha);
+    h.alpha = select(m, alpha, zero());
+    h.depth = select(m, depth, zero());
   }
   return h;
 }
@@ -247,41 +262,38 @@ template <int kind, bool backward>
 PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
   const float bx = (float)(block % 4 * kBlock) + 0.5f, by = (float)(block / 4 * kBlock) + 0.5f;
   Sums sums = {set1(1.0f), zero(), zero()};
-  M16 active = mask_of(inside);
-  out.count = 0;
-  for (int i = 0; i < t.count && any(active); i += kLanes) {
-    uint32_t near = touches(t, i, bx, by);
-    while (near) {
-      const int candidate = i + __builtin_ctz(near);
-      near &= near - 1;
+  // Transmittance where the pixel still takes light, and 0 where it has stopped or lies outside of the image: no mask
+  // has to be carried from hit to hit.
+  F16 open = select(mask_of(inside), set1(1.0f), zero());
+  int32_t near[kCulled + kLanes];
+  int count = 0;
+  for (int first = 0; first < t.count && any(less(zero(), open)); first += kCulled) {
+    int found = 0;
+    for (int i = first; i < first + kCulled && i < t.count; i += kLanes)
+      found += append_lanes(touches<kind>(t, i, bx, by), i, near + found);
+    for (int k = 0; k < found; ++k) {
+      const int candidate = near[k];
       const Hit hit = evaluate<kind>(t.params + candidate * kParams, px, py, args.near_plane);
-      M16 m = hit.mask & active;
-      if (!any(m)) continue;
-      const F16 before = sums.transmittance, next = before * (set1(1.0f) - hit.alpha);
-      const M16 stop = m & less_equal(next, set1(kTransmittanceMin));
-      active = and_not(active, stop);
-      m = and_not(m, stop);
-      if (!any(m)) {
-        if (!any(active)) break;
-        continue;
-      }
-      const int n = out.count++;
-      out.candidate[n] = candidate;
-      if (t.slot[candidate] < 0) prefetch(args.features + (int64_t)t.ids[candidate] * args.channels, args.channels);
-      const F16 alpha = select(m, hit.alpha, zero()), depth = select(m, hit.depth, zero());
-      const F16 weight = alpha * before;
-      store(out.weight + n * kLanes, weight);
+      const F16 next = open * (set1(1.0f) - hit.alpha);
+      const M16 goes_on = less(set1(kTransmittanceMin), next);
+      const F16 weight = select(goes_on, hit.alpha * open, zero());
+      const M16 blended = less(zero(), weight);
+      out.candidate[count] = candidate;
+      store(out.weight + count * kLanes, weight);
       if constexpr (backward) {
-        store(out.alpha + n * kLanes, alpha);
-        store(out.before + n * kLanes, before);
-        store(out.depth + n * kLanes, depth);
+        store(out.alpha + count * kLanes, select(goes_on, hit.alpha, zero()));
+        store(out.before + count * kLanes, open);
+        store(out.depth + count * kLanes, hit.depth);
       } else {
-        sums.depth = fma(weight, depth, sums.depth);
-        sums.median = select(m & less(set1(0.5f), before), depth, sums.median);
+        sums.depth = fma(weight, hit.depth, sums.depth);
+        sums.median = select(blended & less(set1(0.5f), open), hit.depth, sums.median);
       }
-      sums.transmittance = select(m, next, before);
+      sums.transmittance = select(goes_on, next, sums.transmittance);
+      open = select(goes_on, next, zero());
+      count += any(blended);
     }
   }
+  out.count = count;
   return sums;
 }
 
@@ -468,38 +480,6 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
   }
 }
 
-// Sums over pixels of eight terms a hit, two hits at a time: `sums` takes sixteen.
-struct PairedSums {
-  struct Terms {
-    F16 v[8];
-  };
-  F16 terms[kLanes];
-  float* first = nullptr;  // where the first hit's sums go, while the second is awaited
-
-  inline __attribute__((always_inline)) void add(float* row, const Terms& t) {
-    if (!first) {
-      for (int k = 0; k < 8; ++k) terms[k] = t.v[k];
-      first = row;
-      return;
-    }
-    for (int k = 0; k < 8; ++k) terms[8 + k] = t.v[k];
-    flush(row);
-  }
-  inline __attribute__((always_inline)) void finish() {
-    if (!first) return;
-    float nowhere[8] = {};
-    for (int k = 0; k < 8; ++k) terms[8 + k] = zero();
-    flush(nowhere);
-  }
-  inline __attribute__((always_inline)) void flush(float* second) {
-    float out[kLanes];
-    store(out, sums(terms));
-    for (int k = 0; k < 8; ++k) first[k] += out[k];
-    for (int k = 0; k < 8; ++k) second[k] += out[8 + k];
-    first = nullptr;
-  }
-};
-
 template <int kind>
 PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
   Tile t = open_tile(a, tile, scratch);
@@ -525,31 +505,55 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     feature_gradients(a, b, by_pixel, rows, out.features);
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
     weight_gradients(a, t, b, by_channel, grad_depth, signal);
-    // Back to front: g_alpha = T s + (T_final g_A - sum behind w s) / (1 - alpha).
-    F16 behind = zero();
-    const F16 open = transmittance * gather(a, at, in.alpha);
+    // Back to front: alpha g_alpha = w s - alpha / (1 - alpha) (sum behind of w s - T_final g_A).
+    F16 behind = zero() - transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
-    PairedSums pairs;
-    for (int n = b.count - 1; n >= 0; --n) {
-      const float* p = t.params + b.candidate[n] * kParams;
-      const F16 alpha = load(b.alpha + n * kLanes), before = load(b.before + n * kLanes);
-      const F16 weight = load(b.weight + n * kLanes), s = load(signal + n * kLanes);
-      const M16 blended = less(zero(), alpha);
-      F16 grad = fma(before, s, (open - behind) * reciprocal(set1(1.0f) - alpha));
-      behind = fma(weight, s, behind);
-      grad = select(blended & less(alpha, set1(kAlphaMax)), grad, zero());
-      const M16 is_median = blended & less(set1(0.5f), before) & median_open;
+    const auto log_gradient = [&](int n) __attribute__((always_inline)) {
+      const F16 alpha = load(b.alpha + n * kLanes), pull = load(b.weight + n * kLanes) * load(signal + n * kLanes);
+      const F16 grad = pull - alpha * reciprocal(set1(1.0f) - alpha) * behind;
+      behind = behind + pull;
+      return select(less(alpha, set1(kAlphaMax)), grad, zero());
+    };
+    const auto hit_gradient = [&](int n) __attribute__((always_inline)) {
+      const F16 weight = load(b.weight + n * kLanes);
+      const M16 is_median = less(zero(), weight) & less(set1(0.5f), load(b.before + n * kLanes)) & median_open;
       median_open = and_not(median_open, is_median);
-      const F16 grad_hit = fma(weight, grad_depth, select(is_median, grad_median, zero()));
-      float* m = moments + b.slot[n] * kLanes;
-      if constexpr (kind == kEllipsoid) {
-        const F16 gs = zero() - alpha * grad;
+      return fma(weight, grad_depth, select(is_median, grad_median, zero()));
+    };
+    if constexpr (kind == kEllipsoid) {
+      const auto terms = [&](int n, F16* out) __attribute__((always_inline)) {
+        const float* p = t.params + b.candidate[n] * kParams;
         const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
-        const F16 gx = gs * dx, gy = gs * dy;
-        pairs.add(m, {gs, gx, gy, gx * dx, gx * dy, gy * dy, grad_hit, zero()});
-      } else {
+        out[0] = log_gradient(n);
+        out[1] = out[0] * dx;
+        out[2] = out[0] * dy;
+        out[3] = out[1] * dx;
+        out[4] = out[1] * dy;
+        out[5] = out[2] * dy;
+        out[6] = hit_gradient(n);
+        out[7] = zero();
+      };
+      // Two hits at a time: sixteen sums cost no more than eight.
+      int n = b.count - 1;
+      for (; n > 0; n -= 2) {
+        F16 v[kLanes];
+        terms(n, v);
+        terms(n - 1, v + 8);
+        add_halves(sums(v), moments + b.slot[n] * kLanes, moments + b.slot[n - 1] * kLanes);
+      }
+      if (n == 0) {
+        F16 v[kLanes];
+        terms(0, v);
+        for (int k = 8; k < kLanes; ++k) v[k] = zero();
+        add_to(moments + b.slot[0] * kLanes, sums(v));
+      }
+    } else {
+      for (int n = b.count - 1; n >= 0; --n) {
+        const float* p = t.params + b.candidate[n] * kParams;
+        const M16 blended = less(zero(), load(b.weight + n * kLanes));
+        const F16 grad_log = log_gradient(n), grad_hit = hit_gradient(n);
         const DiscHit d = intersect(p, at.px, at.py);
-        const F16 g_rho = set1(-0.5f) * alpha * grad;
+        const F16 g_rho = set1(-0.5f) * grad_log;
         const M16 flat = less_equal(d.rho2, d.rho3);  // the low-pass branch wins
         const F16 g3 = select(flat, zero(), g_rho);
         const F16 g2 = select(flat, set1(4.0f) * g_rho, zero());
@@ -574,17 +578,18 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
                                    grad_hit,
                                    g2 * (set1(p[12]) - at.px),
                                    g2 * (set1(p[13]) - at.py),
-                                   alpha * grad * set1(1.0f / p[14]),
+                                   grad_log * set1(1.0f / p[14]),
                                    zero()};
-        add_to(m, sums(terms));
+        add_to(moments + b.slot[n] * kLanes, sums(terms));
       }
     }
-    pairs.finish();
   }
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   for (int slot = 0; slot < t.slots; ++slot) {
-    float gradient[kDiscGeometry];
-    geometry_gradient(kind, geometry_row(a, t.ids[t.owner[slot]]), x0, y0, moments + (int64_t)slot * kLanes, gradient);
+    float gradient[kDiscGeometry], *m = moments + (int64_t)slot * kLanes;
+    if (kind == kEllipsoid)  // sums of the gradient of log(alpha) = -sigma + ..., where geometry_gradient wants sigma's
+      for (int k = 0; k < 6; ++k) m[k] = -m[k];
+    geometry_gradient(kind, geometry_row(a, t.ids[t.owner[slot]]), x0, y0, m, gradient);
     float* row = out.geometry + (int64_t)rows[slot] * kLanes;
     for (int k = 0; k < geometry_width(kind); ++k) row[k] += gradient[k];
   }

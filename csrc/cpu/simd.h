@@ -31,6 +31,7 @@ PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}
 PB_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 PB_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 PB_INLINE M16 less_equal(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+PB_INLINE M16 less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 PB_INLINE M16 operator&(M16 a, M16 b) { return {(__mmask16)(a.v & b.v)}; }
 PB_INLINE M16 operator|(M16 a, M16 b) { return {(__mmask16)(a.v | b.v)}; }
 PB_INLINE M16 and_not(M16 a, M16 b) { return {(__mmask16)(a.v & ~b.v)}; }
@@ -60,7 +61,18 @@ PB_INLINE F16 sums(const F16 v[16]) {
   const __m512 w1 = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
   return {_mm512_add_ps(_mm512_shuffle_f32x4(w0, w1, 0x88), _mm512_shuffle_f32x4(w0, w1, 0xdd))};
 }
+// Adds lanes 0 to 7 to eight floats, and lanes 8 to 15 to eight others.
+PB_INLINE void add_halves(F16 v, float* low, float* high) {
+  _mm256_storeu_ps(low, _mm256_add_ps(_mm256_loadu_ps(low), _mm512_castps512_ps256(v.v)));
+  _mm256_storeu_ps(high, _mm256_add_ps(_mm256_loadu_ps(high), _mm512_extractf32x8_ps(v.v, 1)));
+}
 PB_INLINE F16 scale_by_power(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// Writes first + i for every set bit i, ascending, and then anything up to the sixteenth place; returns their number.
+PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, _mm512_add_epi32(lane, _mm512_set1_epi32(first))));
+  return __builtin_popcount(bits);
+}
 // The first n < 16 lanes; zero in the others.
 PB_INLINE F16 load_part(const float* p, int n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
 PB_INLINE void store_part(float* p, F16 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
@@ -115,6 +127,9 @@ PB_INLINE F16 max(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps
 PB_INLINE M16 less_equal(F16 x, F16 y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ)};
 }
+PB_INLINE M16 less(F16 x, F16 y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
+}
 PB_INLINE M16 operator&(M16 x, M16 y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
 PB_INLINE M16 operator|(M16 x, M16 y) { return {_mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)}; }
 PB_INLINE M16 and_not(M16 x, M16 y) { return {_mm256_andnot_ps(y.a, x.a), _mm256_andnot_ps(y.b, x.b)}; }
@@ -165,6 +180,10 @@ PB_INLINE void transpose(F16 v[16]) {
   for (int k = 0; k < 4; ++k) transpose8(q[k]);
   for (int i = 0; i < 8; ++i) v[i] = {q[0][i], q[1][i]}, v[8 + i] = {q[2][i], q[3][i]};
 }
+PB_INLINE void add_halves(F16 v, float* low, float* high) {
+  _mm256_storeu_ps(low, _mm256_add_ps(_mm256_loadu_ps(low), v.a));
+  _mm256_storeu_ps(high, _mm256_add_ps(_mm256_loadu_ps(high), v.b));
+}
 PB_INLINE __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
@@ -197,6 +216,7 @@ PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {a.v * b.v + c.v}; }
 PB_INLINE F16 min(F16 a, F16 b) { return {a.v < b.v ? a.v : b.v}; }
 PB_INLINE F16 max(F16 a, F16 b) { return {a.v > b.v ? a.v : b.v}; }
 PB_INLINE M16 less_equal(F16 a, F16 b) { return {a.v <= b.v}; }
+PB_INLINE M16 less(F16 a, F16 b) { return {a.v < b.v}; }
 PB_INLINE M16 operator&(M16 a, M16 b) { return {a.v & b.v}; }
 PB_INLINE M16 operator|(M16 a, M16 b) { return {a.v | b.v}; }
 PB_INLINE M16 and_not(M16 a, M16 b) { return {a.v & ~b.v}; }
@@ -215,6 +235,10 @@ PB_INLINE float sum(F16 a) {
   float s = 0;
   for (int i = 0; i < 16; ++i) s += a.v[i];
   return s;
+}
+PB_INLINE void add_halves(F16 v, float* low, float* high) {
+  for (int i = 0; i < 8; ++i) low[i] += v.v[i];
+  for (int i = 0; i < 8; ++i) high[i] += v.v[8 + i];
 }
 PB_INLINE F16 round_even(F16 a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 PB_INLINE F16 scale_by_power(F16 a, F16 n) {
@@ -248,17 +272,21 @@ PB_INLINE void store_part(float* p, F16 a, int n) {
   std::memcpy(p, v, (size_t)n * sizeof(float));
 }
 PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
+PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
+  int count = 0;
+  for (; bits; bits &= bits - 1) to[count++] = first + __builtin_ctz(bits);
+  return count;
+}
 PB_INLINE F16 sums(const F16 v[16]) {
   float out[16];
   for (int i = 0; i < 16; ++i) out[i] = sum(v[i]);
   return load(out);
 }
 #endif
-PB_INLINE M16 less(F16 a, F16 b) { return and_not(less_equal(a, b), less_equal(b, a)); }
 
-// e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
-PB_INLINE F16 exp(F16 x) {
-  const F16 t = min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f);
+// 2^t to about 1e-7 relative for t <= 127, and for t < -126 no more than 2^-126.
+PB_INLINE F16 exp2(F16 t) {
+  t = max(t, set1(-126.0f));
   const F16 n = round_even(t);
   const F16 f = t - n;
   F16 p = set1(1.535336188319500e-4f);
@@ -270,6 +298,9 @@ PB_INLINE F16 exp(F16 x) {
   p = fma(p, f, set1(1.0f));
   return scale_by_power(p, n);
 }
+
+// e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
+PB_INLINE F16 exp(F16 x) { return exp2(min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f)); }
 
 }  // namespace
 }  // namespace panbench
