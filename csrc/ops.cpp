@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -35,8 +39,21 @@ const int32_t* ints(const Tensor& t) {
   return t.const_data_ptr<int32_t>();
 }
 
+// Label images take tens of megabytes, which are mapped anew at every call unless the process keeps freed memory: in small
+// pages the first touch of each costs more than blending does.
+void ask_for_large_pages(void* memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kLarge = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kLarge - 1) & ~(kLarge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(kLarge - 1);
+  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint: no harm if refused
+#endif
+}
+
 Tensor empty(std::vector<int64_t> shape, ScalarType type = ScalarType::Float) {
-  return torch::stable::empty(shape, type);
+  const Tensor t = torch::stable::empty(shape, type);
+  ask_for_large_pages(t.mutable_data_ptr(), (size_t)t.numel() * t.element_size());
+  return t;
 }
 
 float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
