@@ -6,6 +6,7 @@
 // into geometry.
 #include "../splat.h"
 #include "kernels.h"
+#include "label_sums.h"
 #include "simd.h"
 
 namespace panbench {
@@ -79,7 +80,7 @@ struct Tile {
   int slots;
   int32_t* slot;   // [count] of a candidate, -1 if it has none
   int32_t* owner;  // [slots] candidate of a slot
-  float* rows;     // [slots, stride] features, padded with zeros
+  float* rows;     // [slots, stride] features, then labels; what pads them is left undefined
 };
 
 struct Block {
@@ -101,7 +102,7 @@ struct Sums {
 
 int64_t blend_scratch(int64_t hits, int stride) {
   const int64_t padded = round_up(hits, kLanes) + 1;
-  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride;
+  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride + kLanes;
   return floats * 4 + 64 * 32;
 }
 
@@ -121,7 +122,7 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   t.slots = 0;
   t.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
   t.owner = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  t.rows = take(scratch, (int64_t)t.padded * a.stride);
+  t.rows = take(scratch, (int64_t)t.padded * a.stride + kLanes);  // a row is written in sixteens
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   const F16 left = set1(x0), top = set1(y0);
   for (int i = 0; i < t.padded; i += kLanes) {
@@ -163,10 +164,9 @@ Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
   return b;
 }
 
-// Asks for a row of floats early: image gradients come from far away, and weighing a block takes long.
-PB_INLINE void prefetch(const float* row, int64_t count) {
-  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
-  __builtin_prefetch(row + count - 1);
+// May write up to fifteen floats too many.
+PB_INLINE void copy_row(const float* from, int count, float* to) {
+  for (int c = 0; c < count; c += kLanes) store(to + c, load_up_to(from + c, count - c));
 }
 
 // Gives the block's hits slots; new ones get their features copied, so that the channel products read memory in order.
@@ -177,11 +177,9 @@ PB_INLINE void open_slots(const BlendArgs& a, Tile& t, Block& b) {
     if (slot < 0) {
       slot = t.slot[candidate] = t.slots++;
       t.owner[slot] = candidate;
-      const float* from = a.features + (int64_t)t.ids[candidate] * a.channels;
       float* to = t.rows + (int64_t)slot * a.stride;
-      int c = 0;
-      for (; c + kLanes <= a.channels; c += kLanes) store(to + c, load(from + c));
-      if (c < a.channels) store(to + c, load_part(from + c, a.channels - c));
+      copy_row(a.features + (int64_t)t.ids[candidate] * a.channels, a.channels, to);
+      copy_row(a.label_rows + (int64_t)t.ids[candidate] * a.labels, a.labels, to + a.channels);
     }
     b.slot[n] = slot;
   }
@@ -190,6 +188,13 @@ PB_INLINE void open_slots(const BlendArgs& a, Tile& t, Block& b) {
 PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
+
+// Asks for a row of floats early: image gradients come from far away, and weighing a block takes long.
+PB_INLINE void prefetch(const float* row, int64_t count) {
+  if (!row || !count) return;
+  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
+  __builtin_prefetch(row + count - 1);
+}
 
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
 template <int kind>
@@ -336,6 +341,7 @@ PB_INLINE void scatter(const BlendArgs& a, const BlockPlace& b, F16 value, float
 }
 
 PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) {
+  if (!map) return zero();
   float v[kLanes];
   if (b.inside == kWhole) {
     for (int y = 0; y < kBlock; ++y) std::memcpy(v + y * kBlock, map + pixel(a, b, y * kBlock), kBlock * sizeof(float));
@@ -345,32 +351,34 @@ PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) 
   return load(v);
 }
 
-// Out = W^T F of one block. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
+// Out = W^T F of one block, for `count` channels that begin at `first` in the packed rows. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
 // lanes, so that three channels do not cost as much as sixteen.
-PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, float* image) {
-  const int whole = a.channels / kLanes * kLanes;
+PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, int first,
+                              int count, float* image) {
+  const float* const rows = t.rows + first;
+  const int whole = count / kLanes * kLanes;
   for (int c = 0; c < whole; c += kLanes) {
     for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
       F16 acc[kPixelGroup];
 #pragma GCC unroll 16
       for (int p = 0; p < kPixelGroup; ++p) acc[p] = zero();
       for (int n = 0; n < b.count; ++n) {
-        const F16 f = load(t.rows + (int64_t)b.slot[n] * a.stride + c);
+        const F16 f = load(rows + (int64_t)b.slot[n] * a.stride + c);
         const float* w = b.weight + n * kLanes + p0;
 #pragma GCC unroll 16
         for (int p = 0; p < kPixelGroup; ++p) acc[p] = fma(set1(w[p]), f, acc[p]);
       }
 #pragma GCC unroll 16
       for (int p = 0; p < kPixelGroup; ++p)
-        if (at.inside >> (p0 + p) & 1) store(image + pixel(a, at, p0 + p) * a.channels + c, acc[p]);
+        if (at.inside >> (p0 + p) & 1) store(image + pixel(a, at, p0 + p) * count + c, acc[p]);
     }
   }
-  for (int c = whole; c < a.channels; c += kTail) {
+  for (int c = whole; c < count; c += kTail) {
     F16 acc[kTail];
 #pragma GCC unroll 4
     for (int k = 0; k < kTail; ++k) acc[k] = zero();
     for (int n = 0; n < b.count; ++n) {
-      const float* f = t.rows + (int64_t)b.slot[n] * a.stride + c;
+      const float* f = rows + (int64_t)b.slot[n] * a.stride + c;
       const F16 w = load(b.weight + n * kLanes);
 #pragma GCC unroll 4
       for (int k = 0; k < kTail; ++k) acc[k] = fma(set1(f[k]), w, acc[k]);
@@ -378,13 +386,20 @@ PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b,
     float sums[kTail * kLanes];
 #pragma GCC unroll 4
     for (int k = 0; k < kTail; ++k) store(sums + k * kLanes, acc[k]);
-    const int width = a.channels - c < kTail ? a.channels - c : kTail;
+    const int width = count - c < kTail ? count - c : kTail;
     for (int p = 0; p < kLanes; ++p) {
       if (!(at.inside >> p & 1)) continue;
-      float* row = image + pixel(a, at, p) * a.channels + c;
+      float* row = image + pixel(a, at, p) * count + c;
       for (int k = 0; k < width; ++k) row[k] = sums[k * kLanes + p];
     }
   }
+}
+
+PB_INLINE void add_block(const BlendArgs& a, const BlockPlace& at, const float* label_image, LabelSums& sums) {
+  LabelPixels pixels;
+  for (uint32_t left = at.inside; left; left &= left - 1)
+    take_pixel(a.targets, label_image, pixel(a, at, __builtin_ctz(left)), pixels);
+  add_pixels(a.targets, pixels, sums);
 }
 
 template <int kind>
@@ -399,23 +414,38 @@ PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, c
     scatter(a, at, sums.depth, out.depth);
     scatter(a, at, sums.median, out.median);
     open_slots(a, t, b);
-    blend_channels(a, t, b, at, out.image);
+    blend_channels(a, t, b, at, 0, a.channels, out.image);
+    blend_channels(a, t, b, at, a.channels, a.labels, out.label_image);
+    if (a.targets.semantic) add_block(a, at, out.label_image, out.sums[tile]);
   }
 }
 
+// The gradient of a pixel's channels [stride]: those of the images, and of the sums over the labels.
+PB_INLINE void load_gradient(const BlendArgs& a, const BlendGradIn& in, int64_t pixel, float* row) {
+  for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
+  const auto copy = [row](const float* from, int count, int first) {
+    for (int c = 0; c < count; c += kLanes) store_up_to(row + first + c, load_up_to(from + c, count - c), count - c);
+  };
+  if (in.image) copy(in.image + pixel * a.channels, a.channels, 0);
+  if (in.label_gradient) copy(in.label_gradient + pixel * a.labels, a.labels, a.channels);
+  if (in.sums.tables) add_gradient(a.targets, in.sums, pixel, in.label_image + pixel * a.labels, row + a.channels);
+}
+
 // The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16].
-PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const float* image, float* by_pixel,
+PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const BlendGradIn& in, float* by_pixel,
                               float* by_channel) {
-  for (int c = 0; c < a.channels; c += kLanes) {
-    const int width = a.channels - c;
+  for (int p = 0; p < kLanes; ++p) {
+    float* row = by_pixel + p * a.stride;
+    if (at.inside >> p & 1) {
+      load_gradient(a, in, pixel(a, at, p), row);
+    } else {
+      for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
+    }
+  }
+  for (int c = 0; c < a.attached; c += kLanes) {
     F16 v[kLanes];
 #pragma GCC unroll 16
-    for (int p = 0; p < kLanes; ++p) {
-      const float* from = image + pixel(a, at, p) * a.channels + c;
-      v[p] = !(at.inside >> p & 1) ? zero() : width >= kLanes ? load(from) : load_part(from, width);
-      store(by_pixel + p * a.stride + c, v[p]);
-    }
-    if (c >= a.attached) continue;
+    for (int p = 0; p < kLanes; ++p) v[p] = load(by_pixel + p * a.stride + c);
     transpose(v);
 #pragma GCC unroll 16
     for (int k = 0; k < kLanes; ++k) store(by_channel + (c + k) * kLanes, v[k]);
@@ -441,7 +471,7 @@ PB_INLINE void open_gradients(const BlendArgs& a, const Tile& t, GradRows& out, 
 // dF = W dOut of one block, added to the group's rows.
 PB_INLINE void feature_gradients(const BlendArgs& a, const Block& b, const float* by_pixel, const int32_t* rows,
                                  float* features) {
-  for (int c = 0; c < a.channels; c += kLanes) {
+  for (int c = 0; c < a.stride; c += kLanes) {
     for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
       F16 g[kPixelGroup];
 #pragma GCC unroll 16
@@ -494,20 +524,25 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
     const int64_t across = a.width - at.x < kBlock ? a.width - at.x : kBlock;
-    for (int y = 0; y < kBlock && at.y + y < a.height; ++y)
-      prefetch(in.image + pixel(a, at, y * kBlock) * a.channels, across * a.channels);
+    for (int y = 0; y < kBlock && at.y + y < a.height; ++y) {
+      const int64_t first = pixel(a, at, y * kBlock);
+      prefetch(in.image ? in.image + first * a.channels : nullptr, across * a.channels);
+      prefetch(in.label_gradient ? in.label_gradient + first * a.labels : nullptr, across * a.labels);
+      prefetch(in.sums.tables ? in.label_image + first * a.labels : nullptr, across * a.labels);
+    }
     const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
     if (!b.count) continue;
     const int known = t.slots;
     open_slots(a, t, b);
     open_gradients(a, t, out, known, rows, moments);
-    load_gradients(a, at, in.image, by_pixel, by_channel);
+    load_gradients(a, at, in, by_pixel, by_channel);
     feature_gradients(a, b, by_pixel, rows, out.features);
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
     weight_gradients(a, t, b, by_channel, grad_depth, signal);
     // Back to front: alpha g_alpha = w s - alpha / (1 - alpha) (sum behind of w s - T_final g_A).
     F16 behind = zero() - transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
+    const bool moves_hits = in.depth || in.median;
     const auto log_gradient = [&](int n) __attribute__((always_inline)) {
       const F16 alpha = load(b.alpha + n * kLanes), pull = load(b.weight + n * kLanes) * load(signal + n * kLanes);
       const F16 grad = pull - alpha * reciprocal(set1(1.0f) - alpha) * behind;
@@ -515,6 +550,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
       return select(less(alpha, set1(kAlphaMax)), grad, zero());
     };
     const auto hit_gradient = [&](int n) __attribute__((always_inline)) {
+      if (!moves_hits) return zero();
       const F16 weight = load(b.weight + n * kLanes);
       const M16 is_median = less(zero(), weight) & less(set1(0.5f), load(b.before + n * kLanes)) & median_open;
       median_open = and_not(median_open, is_median);
@@ -611,20 +647,36 @@ void blend_backward(const BlendArgs& a, const BlendGradIn& in, GradRows& out, in
   }
 }
 
-// The sum of a Gaussian's rows in all groups, in their order.
-void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry) {
+PB_INLINE void sum_channels(const GradSource* from, int64_t count, int first, int channels, float* to) {
   for (int c = 0; c < channels; c += kLanes) {
     F16 s = zero();
-    for (int64_t i = 0; i < count; ++i) s = s + load(from[i].features + c);
-    if (channels - c >= kLanes) {
-      store(features + c, s);
-    } else {
-      store_part(features + c, s, channels - c);
-    }
+    for (int64_t i = 0; i < count; ++i) s = s + load_up_to(from[i].features + first + c, channels - c);
+    store_up_to(to + c, s, channels - c);
   }
+}
+
+// The sum of a Gaussian's rows in all groups, in their order.
+void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int labels, float* label_rows,
+              int width, float* geometry) {
+  sum_channels(from, count, 0, channels, features);
+  sum_channels(from, count, channels, labels, label_rows);
   F16 s = zero();
   for (int64_t i = 0; i < count; ++i) s = s + load(from[i].geometry);
   store_part(geometry, s, width);
+}
+
+void label_sums(const LabelTargets& l, const float* image, int64_t begin, int64_t end, LabelSums& sums) {
+  for (int64_t first = begin; first < end; first += kPixels) {
+    LabelPixels pixels;
+    for (int64_t p = first; p < end && p < first + kPixels; ++p) take_pixel(l, image, p, pixels);
+    add_pixels(l, pixels, sums);
+  }
+}
+
+void label_gradients(const LabelTargets& l, const LabelGradIn& in, const float* image, int64_t begin, int64_t end,
+                     float* grad) {
+  std::memset(grad + begin * l.channels, 0, (size_t)(end - begin) * l.channels * sizeof(float));
+  for (int64_t p = begin; p < end; ++p) add_gradient(l, in, p, image + p * l.channels, grad + p * l.channels);
 }
 
 // log(1 + t) for t in [0, 1], by the series of 2 atanh(t / (2 + t)).
@@ -659,16 +711,6 @@ PB_INLINE Rows rows_at(const AttendArgs& a, int64_t row, int64_t end) {
     r.x[i] = a.means + n * 3;
   }
   return r;
-}
-
-PB_INLINE F16 load_up_to(const float* p, int n) { return n >= kLanes ? load(p) : load_part(p, n); }
-
-PB_INLINE void store_up_to(float* p, F16 v, int n) {
-  if (n >= kLanes) {
-    store(p, v);
-  } else {
-    store_part(p, v, n);
-  }
 }
 
 PB_INLINE void dots(const AttendArgs& a, const Rows& rows, int q, F16 out[kRows]) {
@@ -847,7 +889,7 @@ void convolve(const float* in, float* out, int64_t count, const float* taps, int
 
 }  // namespace
 
-extern "C" const KernelTable PB_TABLE = {PB_NAME,        blend_scratch,   blend_forward, blend_backward, sum_rows,
-                                         attend_forward, attend_backward, convolve};
+extern "C" const KernelTable PB_TABLE = {PB_NAME,    blend_scratch,   blend_forward,  blend_backward,  sum_rows,
+                                         label_sums, label_gradients, attend_forward, attend_backward, convolve};
 
 }  // namespace panbench

@@ -41,12 +41,42 @@ struct TileLists {
 };
 TileLists bin(const float* geometry, int64_t visible, int kind, int width, int height);
 
-// Image, alpha, sum of weighted depth and median depth.
-void blend(BlendArgs args, int64_t visible, const BlendOut& out);
+// Sums over the labelled pixels of an image; docs at ops.label_sums.
+struct LabelTotals {
+  float* entropy;   // []
+  float* presence;  // [2, Q]
+  float* overlap;   // [2, K, Q]
+};
 
-// Gradients of geometry [M, G] and features [M, C]. Same bits for any number of threads.
-void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry,
-                    float* grad_features);
+// Sums over the parts of an image, which threads form one by one; added up in the order of the parts, in double.
+class LabelParts {
+ public:
+  LabelParts(const LabelTargets& targets, int64_t parts);
+  // Makes room for the sums of a part: `across` pixels from `first`, and so on in `down` rows `stride` pixels apart.
+  // Nothing where there are no targets.
+  void open(int64_t part, int64_t first, int64_t down, int64_t across, int64_t stride);
+  void total(const LabelTotals& to) const;
+  std::vector<LabelSums> sums;  // [parts]
+
+ private:
+  LabelTargets targets_;
+  std::vector<std::vector<float>> rows_;     // of each part, presence and then overlap
+  std::vector<std::vector<int32_t>> masks_;  // that occur in each part
+};
+
+// The tables [K + 1, 3, padded] of LabelGradIn, from the gradients of presence and overlap (null: none).
+std::vector<float> label_tables(const LabelTargets& targets, const float* grad_presence, const float* grad_overlap);
+
+void label_sums(const LabelTargets& targets, const float* image, int64_t pixels, const LabelTotals& totals);
+void label_sums_backward(const LabelTargets& targets, const LabelGradIn& in, const float* image, int64_t pixels,
+                         float* grad);
+
+// Image, label image, alpha, sum of weighted depth, median depth and, where there are targets, the sums.
+void blend(BlendArgs args, int64_t visible, BlendOut out, const LabelTotals& totals);
+
+// Gradients of geometry [M, G], features [M, C] and labels [M, L]. Same bits for any number of threads.
+void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry, float* grad_features,
+                    float* grad_labels);
 
 void attend(const AttendArgs& args, float* attention);
 void attend_backward(const AttendArgs& args, const float* shares, const float* grad_attention, float* grad_features,
@@ -80,21 +110,6 @@ struct NormalMaps {
 double normal_loss(const NormalMaps& maps, int64_t* known);
 void normal_loss_backward(const NormalMaps& maps, int64_t known, float upstream, float* grad_normals,
                           float* grad_reference);
-
-// Label channels against masks: cross-entropy of the class channels, dice and binary cross-entropy of the query channels
-// that were paired with a mask.
-struct MaskLossArgs {
-  int64_t pixels, channel_count, stride, pairs;
-  const float* channels;     // [P, stride >= C]
-  const int64_t* semantic;   // [P] class id, 0 = unlabelled; class c is channel c - 1
-  const int64_t* pair;       // [P] index into columns, or -1
-  const int64_t* columns;    // [K] channel of each pair's query, distinct
-  const float* weight;       // [P] of the cross-entropy
-  float epsilon;
-};
-// losses: the three terms. sums [3 K + 2]: overlap, predicted and true area of every pair; sum of weights; labelled pixels.
-void mask_losses(const MaskLossArgs& args, double* losses, double* sums);
-void mask_losses_backward(const MaskLossArgs& args, const double* sums, const double* upstream, float* grad);
 
 void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                          const float* rest, const float* means, Vec3 camera, float* colors);

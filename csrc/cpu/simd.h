@@ -73,6 +73,8 @@ PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, _mm512_add_epi32(lane, _mm512_set1_epi32(first))));
   return __builtin_popcount(bits);
 }
+// n with 2^n <= a < 2^(n + 1), for normal a > 0.
+PB_INLINE F16 exponent(F16 a) { return {_mm512_getexp_ps(a.v)}; }
 // The first n < 16 lanes; zero in the others.
 PB_INLINE F16 load_part(const float* p, int n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
 PB_INLINE void store_part(float* p, F16 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
@@ -190,6 +192,23 @@ PB_INLINE __m256 power_of_two(__m256 n) {
 PB_INLINE F16 scale_by_power(F16 x, F16 n) {
   return {_mm256_mul_ps(x.a, power_of_two(n.a)), _mm256_mul_ps(x.b, power_of_two(n.b))};
 }
+PB_INLINE __m256 exponent8(__m256 x) {
+  const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(x), 23);
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)));
+}
+PB_INLINE F16 exponent(F16 x) { return {exponent8(x.a), exponent8(x.b)}; }
+// -1 in the first n - first lanes, 0 in the others.
+PB_INLINE __m256i lanes_below(int n, int first) {
+  const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+}
+PB_INLINE F16 load_part(const float* p, int n) {
+  return {_mm256_maskload_ps(p, lanes_below(n, 0)), _mm256_maskload_ps(p + 8, lanes_below(n, 8))};
+}
+PB_INLINE void store_part(float* p, F16 x, int n) {
+  _mm256_maskstore_ps(p, lanes_below(n, 0), x.a);
+  _mm256_maskstore_ps(p + 8, lanes_below(n, 8), x.b);
+}
 
 #else  // portable: the compiler's generic vectors, lowered to whatever the processor has
 
@@ -247,6 +266,11 @@ PB_INLINE F16 scale_by_power(F16 a, F16 n) {
   std::memcpy(&power, &e, 64);
   return {a.v * power};
 }
+PB_INLINE F16 exponent(F16 a) {
+  Ints bits;
+  std::memcpy(&bits, &a.v, 64);
+  return {__builtin_convertvector((bits >> 23) - 127, Floats)};
+}
 
 #endif
 
@@ -260,7 +284,7 @@ PB_INLINE void transpose(F16 v[16]) {
   for (int i = 0; i < 16; ++i) v[i] = load(to + 16 * i);
 }
 #endif
-#if !(defined(__AVX512F__) && defined(__AVX512DQ__))
+#if !defined(__AVX2__)
 PB_INLINE F16 load_part(const float* p, int n) {
   float v[16] = {};
   std::memcpy(v, p, (size_t)n * sizeof(float));
@@ -271,6 +295,8 @@ PB_INLINE void store_part(float* p, F16 a, int n) {
   store(v, a);
   std::memcpy(p, v, (size_t)n * sizeof(float));
 }
+#endif
+#if !(defined(__AVX512F__) && defined(__AVX512DQ__))
 PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
 PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
   int count = 0;
@@ -283,6 +309,15 @@ PB_INLINE F16 sums(const F16 v[16]) {
   return load(out);
 }
 #endif
+
+PB_INLINE F16 load_up_to(const float* p, int n) { return n >= 16 ? load(p) : load_part(p, n); }
+PB_INLINE void store_up_to(float* p, F16 v, int n) {
+  if (n >= 16) {
+    store(p, v);
+  } else {
+    store_part(p, v, n);
+  }
+}
 
 // 2^t to about 1e-7 relative for t <= 127, and for t < -126 no more than 2^-126.
 PB_INLINE F16 exp2(F16 t) {
@@ -301,6 +336,20 @@ PB_INLINE F16 exp2(F16 t) {
 
 // e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
 PB_INLINE F16 exp(F16 x) { return exp2(min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f)); }
+
+// Natural logarithm to about 1e-7 relative, for x in [1e-37, 1e37]: of m in [0.7, 1.42] with x = m 2^n, by the series of
+// 2 atanh((m - 1) / (m + 1)).
+PB_INLINE F16 log(F16 x) {
+  const F16 n = exponent(x * set1(1.41421356237309505f));
+  const F16 m = scale_by_power(x, zero() - n);
+  const F16 z = (m - set1(1.0f)) / (m + set1(1.0f)), z2 = z * z;
+  F16 p = set1(2.0f / 9.0f);
+  p = fma(p, z2, set1(2.0f / 7.0f));
+  p = fma(p, z2, set1(2.0f / 5.0f));
+  p = fma(p, z2, set1(2.0f / 3.0f));
+  p = fma(p, z2, set1(2.0f));
+  return fma(n, set1(0.693147180559945309f), p * z);
+}
 
 }  // namespace
 }  // namespace panbench

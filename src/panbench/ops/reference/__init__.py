@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from panbench.ops.reference.attention import attend
 from panbench.ops.reference.label_sums import LabelSums, LabelTargets, label_sums
-from panbench.ops.reference.mask_loss import mask_losses
 from panbench.ops.reference.normals import depth_normals, normal_loss
 from panbench.ops.reference.project import project
 from panbench.ops.reference.rasterize import bin, blend
@@ -23,7 +22,6 @@ __all__ = [
     "blend",
     "depth_normals",
     "label_sums",
-    "mask_losses",
     "normal_loss",
     "project",
     "spherical_harmonics",
