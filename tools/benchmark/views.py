@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmark.machine import Ceilings, available_memory
 from benchmark.timing import Contestant
-from benchmark.workload import NEAR, Gaussians, cameras
+from benchmark.workload import NEAR, ROOM, Gaussians, cameras
 from panbench import ops
 from panbench.ops.backend import Backend
 from panbench.ops.project import KIND_CODE
@@ -127,6 +127,40 @@ class Views:
                 blended += contributions(self.geometry, camera, NEAR)
         views = len(self.cameras)
         return {"visible": visible / views, "tile_pairs": pairs / views, "contributions": blended / views}
+
+
+class QueryView:
+    """The label pass of a query head on one view: the channels are the answers of C queries to each visible Gaussian.
+
+    All Gaussians carry features of a fixed width; a row for every query exists for the visible ones alone.
+    """
+
+    WIDTH = 32
+
+    def __init__(self, case: Case, gaussians: Gaussians, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        queries = case.channels
+        self.case, self.geometry = case, gaussians.geometry
+        self.camera = cameras(case.width, case.height, 1)[0]
+        self.features = gaussians.features(self.WIDTH, seed)
+        place = torch.rand(queries, 3, generator=generator) * torch.tensor(ROOM)
+        turn = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(queries, 1)
+        self.queries = [torch.randn(queries, self.WIDTH, generator=generator), place, torch.zeros(queries, 3), turn]
+        self.grad_image = torch.randn(case.height, case.width, queries, generator=generator)
+
+    def forward_backward(self, view: int) -> tuple[Tensor, ...]:
+        """Gradients of means, quats, log_scales and opacity_logits, of the features and of the queries."""
+        kind, size = self.case.kind, (self.case.width, self.case.height)
+        geometry = [t.detach().requires_grad_() for t in self.geometry]
+        features, *queries = (t.detach().requires_grad_() for t in (self.features, *self.queries))
+        means, quats, log_scales, logits = geometry
+        seen = ops.project(means, quats, log_scales, logits, self.camera, kind=kind, near=NEAR, eps2d=_EPS2D)
+        channels = ops.attend(
+            ops.take_rows(features, seen.ids), ops.take_rows(means, seen.ids), *queries, logarithm=False
+        )
+        bins = ops.bin(seen.geometry, *size, kind=kind)
+        image = ops.blend(seen.geometry, channels, bins, *size, kind=kind, near=NEAR).image
+        return torch.autograd.grad(image, [*geometry, features, *queries], self.grad_image)
 
 
 def _run_stage(prepared: list[dict[str, tuple[Any, ...]]], name: str, view: int) -> None:

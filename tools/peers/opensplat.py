@@ -1,4 +1,4 @@
-"""OpenSplat's CPU rasterizer, compiled from a checkout that the user names. It is under the AGPL and no part of this."""
+"""OpenSplat's CPU rasterizer, compiled from a checkout that the user names. It is AGPL software and no part of this."""
 
 from __future__ import annotations
 
