@@ -9,9 +9,9 @@ import torch
 
 import bench_rasterizer
 from benchmark import report
-from benchmark.results import TARGETS, CaseResult, Results
+from benchmark.results import TARGETS, CaseResult, Results, channel_shares
 from benchmark.timing import Contestant, Plan, Sample, measure, ratio, summary
-from benchmark.views import PEERS, Case, PeerName, Views, agreement
+from benchmark.views import PEERS, Case, OpenSplat, PeerName, QueryView, Views, agreement
 from benchmark.workload import NEAR, ROOM, SURFACES, cameras, furnished_room
 from panbench import ops
 from panbench.errors import UserError
@@ -82,7 +82,28 @@ def test_a_peer_gives_our_image_and_gradients(name: PeerName, views: Views) -> N
     peer = PEERS[name](views)
     for view in range(2):
         differences = agreement(views.forward_backward(view), peer.forward_backward(view))
-        assert max(differences.values()) < 1e-4, differences
+        # The common form of plain C++ cuts a Gaussian off at three deviations, where alpha may still be 1 %.
+        assert max(differences.values()) < (3e-2 if name == "plain" else 1e-4), differences
+
+
+def test_a_folder_that_is_no_checkout_of_opensplat_is_an_error(tmp_path: Path, views: Views) -> None:
+    with pytest.raises(
+        UserError, match=r"is no checkout of OpenSplat: it has no rasterizer/gsplat-cpu/gsplat_cpu\.cpp"
+    ):
+        OpenSplat(views, tmp_path)
+
+
+def test_the_query_pass_makes_gradients_for_the_visible_alone() -> None:
+    room = furnished_room(TINY.count)
+    *geometry, features, queries, _, _, _ = QueryView(TINY, room).forward_backward(0)
+    seen = ops.project(*room.geometry, cameras(TINY.width, TINY.height)[0], kind="ellipsoid", near=NEAR).ids
+    hidden = torch.ones(TINY.count, dtype=torch.bool).index_fill(0, seen, False)
+    assert hidden.any()
+    assert (features[hidden] == 0).all()
+    assert (geometry[0][hidden] == 0).all()
+    assert features[seen].any()
+    assert queries.shape == (TINY.channels, QueryView.WIDTH)
+    assert queries.any()
 
 
 def test_peers_that_differ_are_seen_to_differ(views: Views) -> None:
@@ -161,6 +182,30 @@ def test_a_target_is_judged_by_its_worst_case() -> None:
     assert TARGETS[0].met(best[1])
 
 
+def test_channel_products_are_judged_by_the_slope_of_time_in_channels() -> None:
+    work = {"visible": 1.0, "tile_pairs": 1.0, "contributions": 1e6}
+    found: dict[str, CaseResult] = {}
+    for channels, forward, backward in ((32, 10.0, 20.0), (128, 12.0, 24.0)):
+        samples = {"stage blend": _samples(forward), "stage blend_backward": _samples(backward)}
+        samples |= {f"peak {bits} bit 2 thread": _samples(bits * 1e9) for bits in (256, 512)}
+        case = Case("ellipsoid", 50_000, 320, 240, channels)
+        found[case.key] = CaseResult(case, work, samples)
+    ((wide, share),) = channel_shares(Results({"threads": 2}, {}, found))
+    assert wide.case.channels == 128
+    # 2 + 4 operations for each of 96 channels and 1e6 contributions, in 6 ms, of 512e9 a second.
+    assert share.median == pytest.approx(100 * 6 * 96 * 1e6 / 6e-3 / 512e9)
+    assert share.clean
+
+
+def test_quick_defaults_give_way_to_options() -> None:
+    arguments = bench_rasterizer.parse(["--quick", "--rounds", "7"])
+    assert (arguments.gaussians, arguments.rounds) == ([50_000, 200_000], 7)
+    assert bench_rasterizer.parse([]).gaussians[-1] == 1_000_000
+    small, large = (Case("ellipsoid", n, 320, 240, 3) for n in arguments.gaussians)
+    assert bench_rasterizer.peers_of(small, arguments) == list(PEERS)
+    assert bench_rasterizer.peers_of(large, arguments) == ["plain", "plain_threaded"]
+
+
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- bench_rasterizer:begin -->\nold\n<!-- bench_rasterizer:end -->\nafter\n")
@@ -182,6 +227,20 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.Captu
 
     assert bench_rasterizer.main([*options, "--views", "2", "--resume"]) == 2
     assert "another --views" in capsys.readouterr().out
+
+
+def test_peak_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- bench_rasterizer:begin -->\n<!-- bench_rasterizer:end -->\n")
+    options = ["--memory", "--gaussians", "20k", "--sizes", "160x120", "--queries", "64", "--peers"]
+    options += ["--out", str(tmp_path / "out.json"), "--page", str(page)]
+    assert bench_rasterizer.main(options) == 0
+    ours, queries = Results.load(tmp_path / "out.json").memory
+    assert (ours["who"], queries["who"]) == ("ours", "queries")
+    assert ours["visible"] == queries["visible"] < 10_000
+    for entry in (ours, queries):
+        assert 4 * 160 * 120 * 64 <= entry["bytes"] < 100 * 2**20
+    assert "| 20k |" in page.read_text()
 
 
 def test_a_page_without_markers_is_an_error(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instruction_sets": [name for name in ("avx2", "fma", "avx512f", "avx512_bf16") if name in flags],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "compiler": compiler()[1],
         "python": platform.python_version(),
         "torch": torch.__version__,

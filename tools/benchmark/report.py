@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmark import chart
-from benchmark.results import TARGETS, CaseResult, Results, Target
+from benchmark.results import TARGETS, CaseResult, Results, Target, channel_shares
 from benchmark.timing import CONTENDED, Spread
-from benchmark.views import PEERS, thousands
+from benchmark.views import thousands
 from panbench.errors import UserError
 from panbench.training.files import write_text
 
 PEER_TITLES = {
     "plain": "plain C++",
-    "plain 1 thread": "plain C++, 1 thread",
+    "plain_threaded": "plain C++, threaded",
+    "opensplat": "OpenSplat",
     "torch_pairs": "pure torch, pairs",
     "reference": "pure torch, tiles",
     "gsplat": "gsplat (CUDA)",
 }
+MEMORY_TITLES = {"ours": "ours", "queries": "ours, with queries"} | PEER_TITLES
 _PANEL = (640, 400)
 
 
@@ -79,8 +82,10 @@ def _machine(results: Results) -> str:
         f"Measured on {m['processor']} (family/model {m['family_model']}; {', '.join(m['instruction_sets'])}), "
         f"{m['cores']} cores, {m['memory_gib']} GiB; {m['system']}; {m['compiler']}; Python {m['python']}, "
         f"torch {m['torch']}; commit {m['commit']}. {s['threads']} threads, {s['views']} views, seed {s['seed']}, "
-        f"{s['rounds']} rounds."
+        f"{s['rounds']} rounds. Freed memory is {m['freed_memory']}, for everyone."
     ]
+    if m.get("opensplat"):
+        lines.append(f"OpenSplat: commit {m['opensplat']}.")
     if ceilings:
         last = ceilings[-1]
         fma = {f"{n} thread{'s' * (n > 1)}": last.peak(n) / 1e9 for n in sorted({1, results.threads})}
@@ -116,6 +121,8 @@ def _times(results: Results) -> str:
         "Medians over rounds (least – largest), ms per image. Peers: forward + backward, and how many times as long as "
         "ours, as a ratio taken within each round. c: contended."
     )
+    if results.settings.get("slow_peers") == "smallest":
+        note += " Pure torch takes part where N and the image are smallest only."
     return f"### Times\n\n{note}\n\n" + table(head, rows)
 
 
@@ -135,6 +142,7 @@ def _stages(results: Results) -> str:
 
 
 def _ceilings(results: Results) -> str:
+    products = {r.case.key: f"{share.median:.0f} %" for r, share in channel_shares(results)}
     rows: list[list[str]] = []
     for r in results.ordered():
         pixels = r.case.width * r.case.height
@@ -146,6 +154,7 @@ def _ceilings(results: Results) -> str:
                 f"{r.work['contributions'] / 1e6:.2f} M" if roof else "–",
                 f"{r.work['contributions'] / pixels:.1f}" if roof else "–",
                 *([f"{100 * share:.0f} %" for share in roof] if roof else ["–", "–"]),
+                products.get(r.case.key, "–"),
                 spread(r.ratio("both 1 thread", "both"), 2),
                 spread(r.ratio("both v3", "both"), 2),
                 spread(r.ratio("both portable", "both"), 2),
@@ -155,16 +164,18 @@ def _ceilings(results: Results) -> str:
         "Contributions are (pixel, Gaussian) pairs that are blended: alpha ≥ 1/255, and more than 1e-4 of the light "
         "left. Roofline: the floor of blending (30 + 2 C operations forward and 62 + 4 C backward per contribution at "
         "the measured FMA peak, or each array moved once at the measured bandwidth, whichever is longer) over its "
-        "time; no allowance for pixels of a SIMD register that a Gaussian misses. Last columns: time on one thread, "
+        "time; no allowance for pixels of a SIMD register that a Gaussian misses. Channel products: 6 operations for a "
+        "channel of a contribution, over the time that both ways take beyond the same case at C = 32, in that peak. "
+        "Last columns: time on one thread, "
         "with AVX2 and without either (`PANBENCH_ISA`), in that of two threads with all this machine has."
     )
-    head = ["case", "visible", "contributions", "per pixel", "roofline forward", "backward", "one thread", "AVX2"]
-    return f"### Ceilings\n\n{note}\n\n" + table([*head, "portable"], rows)
+    head = ["case", "visible", "contributions", "per pixel", "roofline forward", "backward", "channel products"]
+    return f"### Ceilings\n\n{note}\n\n" + table([*head, "one thread", "AVX2", "portable"], rows)
 
 
 def _agreement(results: Results) -> str:
     rows: list[list[str]] = []
-    for name in PEERS:
+    for name in PEER_TITLES:
         found = [r.agreement[name] for r in results.cases.values() if name in r.agreement]
         if found:
             worst = [max(values[what] for values in found) for what in found[0]]
@@ -186,21 +197,30 @@ def _agreement(results: Results) -> str:
 def _memory(results: Results) -> str:
     if not results.memory:
         return ""
-    rows = [
-        [m["who"], thousands(m["count"]), f"{m['visible'] / 1e3:.1f}k", str(m["channels"]), _mib(m)]
-        for m in results.memory
-    ]
+    whos: list[str] = list(dict.fromkeys(str(m["who"]) for m in results.memory))
+    cases: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for m in results.memory:
+        cases.setdefault((m["count"], m["channels"]), {})[m["who"]] = m
+    rows: list[list[str]] = []
+    for (count, channels), by in cases.items():
+        visible = next(iter(by.values()))["visible"]
+        cells = [_mib(by[who]) if who in by else "–" for who in whos]
+        sizes = [f"{4 * n * channels / 2**20:.0f}" for n in (visible, count)]
+        rows.append([thousands(count), f"{visible / 1e3:.1f}k", str(channels), *sizes, *cells])
+    first = results.memory[0]
     note = (
-        f"Peak memory of forward + backward of one view of {results.memory[0]['width']}x{results.memory[0]['height']} "
-        "beyond what the process held before (parameters, feature table, gradient of the image), each in a process of "
-        "its own."
+        f"MiB at the peak of forward + backward of one view of {first['width']}x{first['height']} beyond what the "
+        "process held before (parameters, feature table, gradient of the image), each in a process of its own. *With "
+        "queries*: the channels are C queries' answers to 32 features of each visible Gaussian, as a query head makes "
+        "them, and gradients go to features and queries. For comparison: a float32 for every channel of the visible "
+        "Gaussians, and of all of them."
     )
-    return f"### Memory\n\n{note}\n\n" + table(["who", "N", "visible", "C", "MiB"], rows)
+    head = ["N", "visible", "C", "visible x C", "N x C", *(MEMORY_TITLES.get(who, who) for who in whos)]
+    return f"### Memory\n\n{note}\n\n" + table(head, rows)
 
 
-def _mib(entry: dict[str, object]) -> str:
-    peak = entry["bytes"]
-    return f"{float(str(peak)) / 2**20:.0f}" if peak is not None else f"not run: {entry['why']}"
+def _mib(entry: dict[str, Any]) -> str:
+    return f"{entry['bytes'] / 2**20:.0f}" if entry["bytes"] is not None else entry["why"]
 
 
 def _channel_lines(results: Results) -> str:
@@ -227,9 +247,10 @@ def _stage_bars(results: Results) -> str:
 def _memory_lines(results: Results) -> str:
     series: dict[str, dict[float, float]] = {}
     for m in results.memory:
-        if m["bytes"] is not None and m["channels"] == 128:
-            series.setdefault(m["who"], {})[m["visible"]] = max(m["bytes"] / 2**20, 1.0)
-    return chart.lines("Peak memory, MiB, C = 128", "visible Gaussians", series, *_PANEL)
+        if m["bytes"] is not None and m["who"] in ("queries", "plain"):
+            name = f"{'plain C++' if m['who'] == 'plain' else 'ours'}, C = {m['channels']}"
+            series.setdefault(name, {})[m["visible"]] = max(m["bytes"] / 2**20, 1.0)
+    return chart.lines("Peak memory, MiB", "visible Gaussians", dict(sorted(series.items())), *_PANEL)
 
 
 def _place(r: CaseResult) -> tuple[int, int]:

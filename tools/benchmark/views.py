@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from benchmark.machine import Ceilings, available_memory
 from benchmark.timing import Contestant
-from benchmark.workload import NEAR, Gaussians, cameras
+from benchmark.workload import NEAR, ROOM, Gaussians, cameras
 from panbench import ops
 from panbench.ops.backend import Backend
 from panbench.ops.project import KIND_CODE
 from panbench.scene import Camera
 from peers import gsplat_cuda, torch_pairs
+from peers.opensplat import OpenSplatRasterizer
 from peers.plain import PlainRasterizer, contributions
 
 STAGES = ("project", "bin", "blend", "blend_backward", "project_backward")
@@ -127,6 +129,40 @@ class Views:
         return {"visible": visible / views, "tile_pairs": pairs / views, "contributions": blended / views}
 
 
+class QueryView:
+    """The label pass of a query head on one view: the channels are the answers of C queries to each visible Gaussian.
+
+    All Gaussians carry features of a fixed width; a row for every query exists for the visible ones alone.
+    """
+
+    WIDTH = 32
+
+    def __init__(self, case: Case, gaussians: Gaussians, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        queries = case.channels
+        self.case, self.geometry = case, gaussians.geometry
+        self.camera = cameras(case.width, case.height, 1)[0]
+        self.features = gaussians.features(self.WIDTH, seed)
+        place = torch.rand(queries, 3, generator=generator) * torch.tensor(ROOM)
+        turn = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(queries, 1)
+        self.queries = [torch.randn(queries, self.WIDTH, generator=generator), place, torch.zeros(queries, 3), turn]
+        self.grad_image = torch.randn(case.height, case.width, queries, generator=generator)
+
+    def forward_backward(self, view: int) -> tuple[Tensor, ...]:
+        """Gradients of means, quats, log_scales and opacity_logits, of the features and of the queries."""
+        kind, size = self.case.kind, (self.case.width, self.case.height)
+        geometry = [t.detach().requires_grad_() for t in self.geometry]
+        features, *queries = (t.detach().requires_grad_() for t in (self.features, *self.queries))
+        means, quats, log_scales, logits = geometry
+        seen = ops.project(means, quats, log_scales, logits, self.camera, kind=kind, near=NEAR, eps2d=_EPS2D)
+        channels = ops.attend(
+            ops.take_rows(features, seen.ids), ops.take_rows(means, seen.ids), *queries, logarithm=False
+        )
+        bins = ops.bin(seen.geometry, *size, kind=kind)
+        image = ops.blend(seen.geometry, channels, bins, *size, kind=kind, near=NEAR).image
+        return torch.autograd.grad(image, [*geometry, features, *queries], self.grad_image)
+
+
 def _run_stage(prepared: list[dict[str, tuple[Any, ...]]], name: str, view: int) -> None:
     getattr(torch.ops.panbench, name)(*prepared[view][name])
 
@@ -161,11 +197,11 @@ class TorchPairs:
 
 
 class Plain:
-    """The plain C++ rasterizer on the views."""
+    """The plain C++ rasterizer on the views: its common form, or its strong one."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, *, threaded: bool = False) -> None:
         self._views = views
-        self._rasterizer = PlainRasterizer(views.geometry, views.table, NEAR, _EPS2D)
+        self._rasterizer = PlainRasterizer(views.geometry, views.table, NEAR, _EPS2D, threaded=threaded)
 
     def forward(self, view: int) -> None:
         """Render."""
@@ -176,6 +212,23 @@ class Plain:
         image, _ = self._rasterizer.forward(self._views.cameras[view])
         grads = self._rasterizer.backward(self._views.grad_image)
         return image, grads.ids, (*grads.geometry, grads.features)
+
+
+class OpenSplat:
+    """OpenSplat's CPU rasterizer on the views, which have three channels."""
+
+    def __init__(self, views: Views, checkout: Path) -> None:
+        self._views = views
+        self._rasterizer = OpenSplatRasterizer(checkout, views.geometry, views.table, NEAR)
+
+    def forward(self, view: int) -> None:
+        """Render."""
+        self._rasterizer.forward(self._views.cameras[view])
+
+    def forward_backward(self, view: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """As :meth:`Views.forward_backward`, with a row of features for every Gaussian."""
+        image, grads = self._rasterizer.forward_backward(self._views.cameras[view], self._views.grad_image)
+        return image, torch.arange(len(self._views.table)), grads
 
 
 class ReferenceBackend:
@@ -193,20 +246,25 @@ class ReferenceBackend:
         return self._views.forward_backward(view, "reference")
 
 
-PeerName = Literal["plain", "torch_pairs", "reference"]
-PEERS: dict[PeerName, Callable[[Views], Plain | TorchPairs | ReferenceBackend]] = {
+Peer = Plain | OpenSplat | TorchPairs | ReferenceBackend
+PeerName = Literal["plain", "plain_threaded", "torch_pairs", "reference"]
+PEERS: dict[PeerName, Callable[[Views], Peer]] = {
     "plain": Plain,
+    "plain_threaded": partial(Plain, threaded=True),
     "torch_pairs": TorchPairs,
     "reference": ReferenceBackend,
 }
+SLOW: tuple[PeerName, ...] = ("torch_pairs", "reference")
+"""Peers in pure torch, which take seconds where the others take milliseconds."""
 
 
 def peer_memory(peer: PeerName, case: Case, work: dict[str, float], threads: int) -> float:
     """Bytes that a peer is expected to take at most, forward and backward."""
     channels = case.channels
-    if peer == "plain":
+    if peer in ("plain", "plain_threaded"):
         lists = 2 * work["contributions"] + case.width * case.height * 8
-        return 4 * ((threads + 1) * work["visible"] * channels + case.width * case.height * 2 * channels + lists)
+        copies = threads + 1 if peer == "plain_threaded" else 2
+        return 4 * (copies * work["visible"] * channels + case.width * case.height * 2 * channels + lists)
     if peer == "torch_pairs":
         # Gathered features, products and their gradients, and some thirty numbers beside them.
         return 4 * work["contributions"] * (4 * channels + 60)
@@ -260,10 +318,20 @@ class Field:
     agreement: dict[str, dict[str, float]]
 
 
-def field_of(views: Views, work: dict[str, float], threads: int, peers: list[str], ceilings: Ceilings) -> Field:
+def field_of(
+    views: Views,
+    work: dict[str, float],
+    threads: int,
+    peers: Sequence[PeerName],
+    ceilings: Ceilings,
+    opensplat: Path | None = None,
+) -> Field:
     """Our operators whole, by stage, on one thread and in lower instruction sets; the peers; the machine's ceilings.
 
     Names: ``forward`` and ``both`` (forward and backward), alone for ours, with the peer's name in front for a peer.
+
+    Args:
+        opensplat: checkout of OpenSplat, which then takes part where there are three channels.
     """
     out = [Contestant("forward", views.forward), Contestant("both", views.forward_backward)]
     out += [Contestant(f"stage {name}", run) for name, run in views.stages().items()]
@@ -276,21 +344,20 @@ def field_of(views: Views, work: dict[str, float], threads: int, peers: list[str
         out.append(Contestant(f"both {limit}", views.forward_backward, partial(_instructions, limit)))
 
     skipped: dict[str, str] = {}
-    agree: dict[str, dict[str, float]] = {}
-    for name in peers:
-        peer = cast(PeerName, name)
+    running: dict[str, Peer] = {}
+    for peer in peers:
         needed = peer_memory(peer, views.case, work, threads)
         if views.case.kind != "ellipsoid" and peer != "reference":
-            skipped[name] = "ellipsoids only"
+            skipped[peer] = "ellipsoids only"
         elif needed > 0.6 * available_memory():
-            skipped[name] = f"needs about {needed / 2**30:.0f} GiB"
+            skipped[peer] = f"needs about {needed / 2**30:.0f} GiB"
         else:
-            made = PEERS[peer](views)
-            agree[name] = agreement(views.forward_backward(0), made.forward_backward(0))
-            out += [Contestant(f"{name} forward", made.forward)]
-            out += [Contestant(f"{name} both", made.forward_backward)]
-            if peer == "plain" and threads > 1:
-                out.append(Contestant("plain 1 thread both", made.forward_backward, lambda: _threads(1)))
+            running[peer] = PEERS[peer](views)
+    if opensplat is not None and (views.case.kind, views.case.channels) == ("ellipsoid", 3):
+        running["opensplat"] = OpenSplat(views, opensplat)
+    agree = {name: agreement(views.forward_backward(0), peer.forward_backward(0)) for name, peer in running.items()}
+    for name, peer in running.items():
+        out += [Contestant(f"{name} forward", peer.forward), Contestant(f"{name} both", peer.forward_backward)]
     why = gsplat_cuda.why_not()
     if why:
         skipped["gsplat"] = why

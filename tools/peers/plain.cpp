@@ -1,7 +1,12 @@
 // A rasterizer of the form that CPU implementations commonly have: no tiles, one Gaussian after another over the pixels
-// of its bounding box, a list of hits per pixel for the way back, a running sum of channels behind each hit. Threads
-// own bands of image rows; gradients are gathered per thread and added up.
+// of its bounding box, a list of hits per pixel for the way back, a running sum of channels behind each hit.
+//
+// Compiled in two forms. The common one is serial, and a box is a square of three deviations of the longer axis, as in
+// 3DGS. With -fopenmp it is as strong as this form gets: threads own bands of image rows, gradients are gathered per
+// thread and added up, and a box is the smallest outside of which alpha < 1/255.
+#ifdef _OPENMP
 #include <omp.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +17,15 @@
 
 namespace {
 
-constexpr int kBand = 16;  // rows of the image
+#ifdef _OPENMP
+constexpr int kBand = 16;  // rows of the image that a thread takes at a time
+int threads() { return omp_get_max_threads(); }
+int thread() { return omp_get_thread_num(); }
+#else
+constexpr int kBand = 1 << 24;  // the whole image
+int threads() { return 1; }
+int thread() { return 0; }
+#endif
 constexpr float kAlphaMax = 0.99f, kAlphaMin = 1.0f / 255.0f, kTransmittanceMin = 1e-4f;
 constexpr int kScreen = 6;  // x, y, conic a, b, c, opacity
 
@@ -102,7 +115,20 @@ Shape shape_of(const Input& in, const Camera& cam, int64_t i) {
   return s;
 }
 
-// The splat of a Gaussian with the box outside of which alpha < 1/255; false if no pixel can see it.
+// Half the sides of a Gaussian's box, pixels.
+void box_of(const Shape& s, float opacity, float half[2]) {
+#ifdef _OPENMP
+  const float cut2 = 2.0f * std::log(255.0f * opacity);
+  half[0] = std::sqrt(cut2 * s.xx);
+  half[1] = std::sqrt(cut2 * s.yy);
+#else
+  (void)opacity;
+  const float middle = 0.5f * (s.xx + s.yy), apart = 0.5f * (s.xx - s.yy);
+  half[0] = half[1] = std::ceil(3.0f * std::sqrt(middle + std::sqrt(apart * apart + s.xy * s.xy)));
+#endif
+}
+
+// The splat of a Gaussian with its box; false if no pixel can see it.
 bool splat_of(const Input& in, const Camera& cam, int64_t i, Splat& out) {
   const float opacity = 1.0f / (1.0f + std::exp(-in.logits[i]));
   if (opacity < kAlphaMin) return false;
@@ -112,9 +138,10 @@ bool splat_of(const Input& in, const Camera& cam, int64_t i, Splat& out) {
   const Shape s = shape_of(in, cam, i);
   const float det = s.xx * s.yy - s.xy * s.xy;
   if (!(det > 0.0f)) return false;
-  const float cut2 = 2.0f * std::log(255.0f * opacity);
   const float x = cam.fx * s.point[0] / z + cam.cx, y = cam.fy * s.point[1] / z + cam.cy;
-  const float half_x = std::sqrt(cut2 * s.xx), half_y = std::sqrt(cut2 * s.yy);
+  float half[2];
+  box_of(s, opacity, half);
+  const float half_x = half[0], half_y = half[1];
   if (!(x + half_x > 0 && x - half_x < (float)cam.width && y + half_y > 0 && y - half_y < (float)cam.height))
     return false;
   out = {i, z, x, y, s.yy / det, -s.xy / det, s.xx / det, opacity, 0, 0, 0, 0};
@@ -132,7 +159,7 @@ float exponent(const Splat& s, float dx, float dy) {
 void blend_band(State& st, int band, float* image) {
   const int channels = st.input.channels, width = st.camera.width;
   const int top = band * kBand, bottom = std::min(top + kBand, st.camera.height) - 1;
-  std::vector<char> closed((size_t)kBand * width, 0);
+  std::vector<char> closed((size_t)std::max(bottom - top + 1, 0) * width, 0);
   for (int k = 0; k < (int)st.splats.size(); ++k) {
     const Splat& s = st.splats[k];
     const float* f = st.input.features + s.id * channels;
@@ -311,11 +338,11 @@ void plain_backward(void* state, const float* grad_image, float* grad_means, flo
   std::memset(grad_quats, 0, count * 4 * sizeof(float));
   std::memset(grad_log_scales, 0, count * 3 * sizeof(float));
   std::memset(grad_logits, 0, count * sizeof(float));
-  std::vector<std::vector<float>> screens(omp_get_max_threads()), features(omp_get_max_threads());
+  std::vector<std::vector<float>> screens(threads()), features(threads());
 #pragma omp parallel
   {
-    std::vector<float>& screen = screens[omp_get_thread_num()];
-    std::vector<float>& feature = features[omp_get_thread_num()];
+    std::vector<float>& screen = screens[thread()];
+    std::vector<float>& feature = features[thread()];
     screen.assign(visible * kScreen, 0.0f);
     feature.assign(visible * channels, 0.0f);
     std::vector<float> behind(channels);

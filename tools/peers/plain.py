@@ -1,4 +1,4 @@
-"""The plain C++ rasterizer (``plain.cpp``) on tensors."""
+"""The plain C++ rasterizer (``plain.cpp``) on tensors, in its common and in its strong form."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ class Gradients(NamedTuple):
 
 
 class PlainRasterizer:
-    """Ellipsoids, forward and backward, in ``torch.get_num_threads()`` threads.
+    """Ellipsoids, forward and backward.
 
     Holds the hit lists of the last view, which ``backward`` goes through.
     """
 
-    def __init__(self, geometry: tuple[Tensor, ...], features: Tensor, near: float, low_pass: float = 0.3) -> None:
-        """Args: geometry: means [N, 3], quats [N, 4], log_scales [N, 3], opacity_logits [N]. features: [N, C]."""
-        self._library = native.load("plain")
+    def __init__(
+        self, geometry: tuple[Tensor, ...], features: Tensor, near: float, low_pass: float = 0.3, *, threaded: bool
+    ) -> None:
+        """Args:
+        geometry: means [N, 3], quats [N, 4], log_scales [N, 3], opacity_logits [N]. features: [N, C].
+        near: centres at or in front of this depth are dropped, metres. low_pass: added to both variances, px².
+        threaded: the strong form, in ``torch.get_num_threads()`` threads; else the common, serial one.
+        """
+        self._library = native.load("plain", native.STRONG_FLAGS if threaded else native.COMMON_FLAGS)
         self._library.plain_open.restype = ctypes.c_void_p
         self._library.plain_forward.restype = self._library.plain_visible.restype = ctypes.c_int64
         self._geometry = tuple(t.contiguous() for t in geometry)
@@ -75,7 +81,7 @@ class PlainRasterizer:
 
 def contributions(geometry: tuple[Tensor, ...], camera: Camera, near: float) -> int:
     """How many (pixel, Gaussian) pairs a view blends: alpha ≥ 1/255, and more than 1e-4 of the light is left behind."""
-    return PlainRasterizer(geometry, torch.zeros(len(geometry[0]), 1), near).forward(camera)[1]
+    return PlainRasterizer(geometry, torch.zeros(len(geometry[0]), 1), near, threaded=True).forward(camera)[1]
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

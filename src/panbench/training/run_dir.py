@@ -162,7 +162,7 @@ def environment() -> dict[str, Any]:
 
     names = ("torch", "lightning", "jsonargparse", "torchmetrics", "numpy", "scipy", "pillow", "embreex")
     machine = {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cpu": _cpu_name(),
         "threads": str(torch.get_num_threads()),
