@@ -121,8 +121,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(
                g_logits = empty({n});
   panbench::project_backward(gaussians,
                              view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind,
-                             longs(ids), ids.size(0), floats(grad_geometry), floats(grad_normals), out(g_means),
-                             out(g_quats), out(g_scales), out(g_logits));
+                             longs(ids), ids.size(0), floats(grad_geometry), floats(grad_normals),
+                             {out(g_means), out(g_quats), out(g_scales), out(g_logits)});
   return {g_means, g_quats, g_scales, g_logits};
 }
 

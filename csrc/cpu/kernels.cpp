@@ -6,6 +6,7 @@
 // into geometry.
 #include "../splat.h"
 #include "kernels.h"
+#include "project_lanes.h"
 #include "label_sums.h"
 #include "simd.h"
 
@@ -889,7 +890,8 @@ void convolve(const float* in, float* out, int64_t count, const float* taps, int
 
 }  // namespace
 
-extern "C" const KernelTable PB_TABLE = {PB_NAME,    blend_scratch,   blend_forward,  blend_backward,  sum_rows,
-                                         label_sums, label_gradients, attend_forward, attend_backward, convolve};
+extern "C" const KernelTable PB_TABLE = {
+    PB_NAME,  project,    project_backward, blend_scratch,  blend_forward,   blend_backward,
+    sum_rows, label_sums, label_gradients,  attend_forward, attend_backward, convolve};
 
 }  // namespace panbench

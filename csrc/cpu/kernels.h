@@ -6,6 +6,30 @@
 
 namespace panbench {
 
+// Parameters of all Gaussians.
+struct Gaussians {
+  int64_t count;
+  const float* means;       // [N, 3]
+  const float* quats;       // [N, 4]
+  const float* log_scales;  // [N, scale_dim]
+  int scale_dim;
+  const float* logits;  // [N]
+};
+
+// Gradients [N, .] of all Gaussians, laid out like their parameters.
+struct GaussianArrays {
+  float *means, *quats, *log_scales, *logits;
+};
+
+// Room for the Gaussians that can be seen: indices [M], ascending, geometry [M, G] and facing normals [M, 3].
+struct VisibleOut {
+  int64_t* ids;
+  float* geometry;
+  float* normals;
+};
+
+constexpr int kProjected = 4096;  // Gaussians that are projected at a time
+
 // What label channels [P, L] are compared with; docs at ops.label_sums.
 struct LabelTargets {
   const int32_t* semantic;  // [P], 0 = unlabelled; null: there are no targets
@@ -105,6 +129,11 @@ struct AttendArgs {
 
 struct KernelTable {
   const char* name;
+  // Projects the Gaussians begin..end - 1, at most kProjected of them; returns how many are visible.
+  int64_t (*project)(const Gaussians&, const View&, int kind, int64_t begin, int64_t end, const VisibleOut&);
+  // Writes the gradients of the visible rows first..last - 1, whose ids lie in begin..begin + kProjected - 1.
+  void (*project_backward)(const Gaussians&, const View&, int kind, int64_t begin, const int64_t* ids, int64_t first,
+                           int64_t last, const float* grad_geometry, const float* grad_normals, const GaussianArrays&);
   // Bytes of scratch that blend needs for a tile with `hits` candidates.
   int64_t (*blend_scratch)(int64_t hits, int stride);
   void (*blend_forward)(const BlendArgs&, const BlendOut&, int tile, char* scratch);

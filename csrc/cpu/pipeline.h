@@ -10,29 +10,13 @@
 
 namespace panbench {
 
-struct Gaussians {
-  int64_t count;
-  const float* means;       // [N, 3]
-  const float* quats;       // [N, 4]
-  const float* log_scales;  // [N, scale_dim]
-  int scale_dim;
-  const float* logits;  // [N]
-};
-
-// Room for the Gaussians that can be seen: indices [M], ascending, geometry [M, G] and facing normals [M, 3].
-struct VisibleOut {
-  int64_t* ids;
-  float* geometry;
-  float* normals;
-};
 // Asks for room once M is known.
 void project(const Gaussians& gaussians, const View& view, int kind,
              const std::function<VisibleOut(int64_t)>& allocate);
 
 // Gradients [N, .], zero in rows that are not visible.
 void project_backward(const Gaussians& gaussians, const View& view, int kind, const int64_t* ids, int64_t visible,
-                      const float* grad_geometry, const float* grad_normals, float* grad_means, float* grad_quats,
-                      float* grad_log_scales, float* grad_logits);
+                      const float* grad_geometry, const float* grad_normals, const GaussianArrays& out);
 
 // Tile lists: rows of `geometry` that may touch a tile, front to back (by depth, ties by row).
 struct TileLists {

@@ -39,6 +39,12 @@ PB_INLINE bool any(M16 a) { return a.v != 0; }
 PB_INLINE uint32_t bits(M16 a) { return a.v; }
 PB_INLINE M16 mask_of(uint32_t b) { return {(__mmask16)b}; }
 PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
+PB_INLINE F16 root(F16 a) { return {_mm512_sqrt_ps(a.v)}; }
+// Lane i is p[index[i] * stride].
+PB_INLINE F16 gather(const float* p, const int32_t* index, int stride) {
+  const __m512i at = _mm512_mullo_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(stride));
+  return {_mm512_i32gather_ps(at, p, 4)};
+}
 PB_INLINE float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 PB_INLINE F16 round_even(F16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 // 1 / a by one Newton step: 2e-8 relative; NaN for 0 and infinities.
@@ -146,6 +152,7 @@ PB_INLINE M16 mask_of(uint32_t m) {
 PB_INLINE F16 select(M16 m, F16 x, F16 y) {
   return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
 }
+PB_INLINE F16 root(F16 x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 PB_INLINE float sum(F16 x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
@@ -250,6 +257,10 @@ PB_INLINE M16 mask_of(uint32_t m) {
   return {((Ints{} + (int32_t)m) & lane) == lane};
 }
 PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {m.v ? a.v : b.v}; }
+PB_INLINE F16 root(F16 a) {
+  for (int i = 0; i < 16; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
 PB_INLINE float sum(F16 a) {
   float s = 0;
   for (int i = 0; i < 16; ++i) s += a.v[i];
@@ -298,6 +309,11 @@ PB_INLINE void store_part(float* p, F16 a, int n) {
 #endif
 #if !(defined(__AVX512F__) && defined(__AVX512DQ__))
 PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
+PB_INLINE F16 gather(const float* p, const int32_t* index, int stride) {
+  float v[16];
+  for (int i = 0; i < 16; ++i) v[i] = p[(int64_t)index[i] * stride];
+  return load(v);
+}
 PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
   int count = 0;
   for (; bits; bits &= bits - 1) to[count++] = first + __builtin_ctz(bits);
@@ -350,6 +366,28 @@ PB_INLINE F16 log(F16 x) {
   p = fma(p, z2, set1(2.0f));
   return fma(n, set1(0.693147180559945309f), p * z);
 }
+
+// What the templates of projection.h need of a number.
+PB_INLINE F16 operator-(F16 a) { return zero() - a; }
+PB_INLINE F16 operator+(F16 a, float b) { return a + set1(b); }
+PB_INLINE F16 operator-(F16 a, float b) { return a - set1(b); }
+PB_INLINE F16 operator*(F16 a, float b) { return a * set1(b); }
+PB_INLINE F16 operator+(float a, F16 b) { return set1(a) + b; }
+PB_INLINE F16 operator-(float a, F16 b) { return set1(a) - b; }
+PB_INLINE F16 operator*(float a, F16 b) { return set1(a) * b; }
+PB_INLINE F16 operator/(float a, F16 b) { return set1(a) / b; }
+PB_INLINE M16 operator<(F16 a, F16 b) { return less(a, b); }
+PB_INLINE M16 operator>(F16 a, F16 b) { return less(b, a); }
+PB_INLINE M16 operator<=(F16 a, F16 b) { return less_equal(a, b); }
+PB_INLINE M16 operator>=(F16 a, F16 b) { return less_equal(b, a); }
+PB_INLINE M16 operator<(F16 a, float b) { return a < set1(b); }
+PB_INLINE M16 operator>(F16 a, float b) { return a > set1(b); }
+PB_INLINE M16 operator>=(F16 a, float b) { return a >= set1(b); }
+PB_INLINE F16 smaller(F16 a, F16 b) { return min(a, b); }
+PB_INLINE F16 larger(F16 a, F16 b) { return max(a, b); }
+PB_INLINE F16 magnitude(F16 a) { return max(a, -a); }
+PB_INLINE F16 exponential(F16 a) { return exp(a); }
+PB_INLINE F16 logarithm(F16 a) { return log(a); }
 
 }  // namespace
 }  // namespace panbench
