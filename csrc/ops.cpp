@@ -182,14 +182,14 @@ struct Totals {
 // Gradients of the sums, with their tables.
 struct SumGradients {
   std::vector<float> tables;
-  panbench::LabelGradIn in{0.0f, nullptr};
+  panbench::LabelGradIn in{};
   SumGradients(const panbench::LabelTargets& l, const std::optional<Tensor>& entropy,
                const std::optional<Tensor>& presence, const std::optional<Tensor>& overlap) {
     if (!l.semantic || !(entropy || presence || overlap)) return;
     check(!presence || presence->numel() == 2 * l.queries, "the gradient of presence must be [2, Q]");
     check(!overlap || overlap->numel() == 2 * (int64_t)l.masks * l.queries, "that of overlap must be [2, K, Q]");
     tables = panbench::label_tables(l, floats_or_null(presence), floats_or_null(overlap));
-    in = {entropy ? *floats(*entropy) : 0.0f, tables.data()};
+    in = {true, entropy ? *floats(*entropy) : 0.0f, tables.data()};
   }
 };
 
