@@ -28,8 +28,10 @@ from views import (
 )
 
 from panbench import ops
+from panbench.gaussians.rotation import rotation_matrices
 from panbench.ops.backend import load_cpu
 from panbench.ops.project import KIND_CODE, Kind
+from panbench.scene import Camera
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -268,9 +270,7 @@ def test_other_lists_of_tiles_draw_the_same_picture() -> None:
     tight = ops.bin(shown.geometry, width, height, kind="ellipsoid", backend="cpu")
     assert len(tight.tile_ids) <= len(loose.tile_ids)
     inputs = (shown.geometry, shown.features)
-    found = maps_of(
-        ops.blend(*inputs, ops.Bins(*loose), width, height, kind="ellipsoid", near=NEAR, backend="cpu")
-    )
+    found = maps_of(ops.blend(*inputs, ops.Bins(*loose), width, height, kind="ellipsoid", near=NEAR, backend="cpu"))
     expected = maps_of(ops.blend(*inputs, tight, width, height, kind="ellipsoid", near=NEAR, backend="cpu"))
     for name in found:
         assert torch.allclose(found[name], expected[name], rtol=1e-6, atol=1e-7), name
@@ -451,6 +451,66 @@ def test_normal_losses_agree(known: float, sliced: bool) -> None:
         strict=True,
     ):
         assert_close(mine, gradient, 1e-6, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_warping_losses_agree(count: int, hidden: bool) -> None:
+    """A slanted surface seen from two places, in images of different sizes, with holes and something in front."""
+    generator = torch.Generator().manual_seed(count)
+    pose = torch.eye(4)
+    pose[:3, :3] = rotation_matrices(torch.tensor([1.0, 0.02, -0.05, 0.03]))
+    pose[:3, 3] = torch.tensor([0.3, -0.1, 0.2])
+    camera = Camera(47, 31, 40.0, 42.0, 23.0, 16.0, torch.eye(4))
+    other = Camera(40, 35, 35.0, 33.0, 21.0, 17.0, pose)
+    depth, other_depth = (
+        2
+        + 0.01 * torch.arange(c.width).expand(c.height, -1)
+        + 0.001 * torch.rand(c.height, c.width, generator=generator)
+        for c in (camera, other)
+    )
+    depth[5:8] = 0
+    if hidden:
+        other_depth[:, 20:25] = 1
+    labels = torch.rand(31, 47, count + 4, generator=generator)
+    other_labels = torch.rand(35, 40, count, generator=generator)
+    (exact,), (single,) = doubles([labels]), singles([labels])
+    maps = (other_labels, other_depth)
+    expected = ops.warping_loss(
+        exact,
+        count,
+        camera.to(torch.float64),
+        depth.double(),
+        other.to(torch.float64),
+        *(m.double() for m in maps),
+        0.1,
+        backend="reference",
+    )
+    found = ops.warping_loss(single, count, camera, depth, other, *maps, 0.1, backend="cpu")
+    (mine,), (reference,) = torch.autograd.grad(3 * found, single), torch.autograd.grad(3 * expected, exact)
+    # Rounding may put a pixel on the other side of a border or of the tolerance: very few, and each has a small say.
+    valid = [(g != 0).any(-1) for g in (mine, reference)]
+    assert 200 < valid[1].sum() < 31 * 47
+    assert (valid[0] != valid[1]).sum() <= 2
+    assert found.item() == pytest.approx(expected.item(), rel=2e-3)
+    both = valid[0] & valid[1]
+    assert not mine[..., count:].any()
+    scale = valid[0].sum() / valid[1].sum()
+    assert_close(mine[both] * scale, reference[both], 1e-4, "gradient")
+
+
+@pytest.mark.parametrize("what", ["no depth", "behind", "aside"])
+def test_where_nothing_is_seen_twice_warping_costs_nothing(what: str) -> None:
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor({"no depth": [0.0, 0, 0], "behind": [0.0, 0, -9], "aside": [50.0, 0, 0]}[what])
+    camera = Camera(9, 7, 8.0, 8.0, 4.5, 3.5, torch.eye(4))
+    depth = torch.full((7, 9), 0.0 if what == "no depth" else 2.0)
+    labels = torch.rand(7, 9, 4).requires_grad_()
+    other = replace(camera, world_to_camera=pose)
+    loss = ops.warping_loss(labels, 3, camera, depth, other, torch.rand(7, 9, 3), depth, 0.1, backend="cpu")
+    (grad,) = torch.autograd.grad(loss, labels)
+    assert loss == 0
+    assert not grad.any()
 
 
 @pytest.mark.parametrize("degree", range(4))

@@ -351,9 +351,7 @@ def shown(
     )
     targets = random_targets(height, width, classes, classes + gap, masks, labelled, 23, logits)
     bins = ops.bin(geometry, width, height, kind=kind, backend="cpu")
-    return Shown(
-        kind, width, height, geometry, torch.rand(len(geometry), channels, generator=g), labels, bins, targets
-    )
+    return Shown(kind, width, height, geometry, torch.rand(len(geometry), channels, generator=g), labels, bins, targets)
 
 
 VIEWS = {

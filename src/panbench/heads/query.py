@@ -18,6 +18,7 @@ from panbench.heads.seeding import seed_queries
 from panbench.ops import LabelSums, LabelTargets, attend_shares, label_sums, take_rows, warping_loss
 from panbench.scene import Frame, LabelSpace, PanopticMap, Scene
 
+
 class QueryHead(PanopticHead):
     """Semantic and instance fields of Gaussians, supervised by unassociated 2D masks (PanopticSplatting, section III).
 
