@@ -199,14 +199,14 @@ struct Totals {
 // Gradients of the sums, with their tables.
 struct SumGradients {
   std::vector<float> tables;
-  panbench::LabelGradIn in{0.0f, nullptr};
+  panbench::LabelGradIn in{};
   SumGradients(const panbench::LabelTargets& l, const std::optional<Tensor>& entropy,
                const std::optional<Tensor>& presence, const std::optional<Tensor>& overlap) {
     if (!l.semantic || !(entropy || presence || overlap)) return;
     check(!presence || presence->numel() == 2 * l.queries, "the gradient of presence must be [2, Q]");
     check(!overlap || overlap->numel() == 2 * (int64_t)l.masks * l.queries, "that of overlap must be [2, K, Q]");
     tables = panbench::label_tables(l, floats_or_null(presence), floats_or_null(overlap));
-    in = {entropy ? *floats(*entropy) : 0.0f, tables.data()};
+    in = {true, entropy ? *floats(*entropy) : 0.0f, tables.data()};
   }
 };
 
@@ -478,6 +478,42 @@ std::tuple<Tensor, Tensor> normal_loss_backward(const Tensor& normals, const Ten
   return {g_normals, g_reference};
 }
 
+std::tuple<Tensor, Tensor, Tensor> warping_loss(const Tensor& labels, const Tensor& depth, const Tensor& other,
+                                                const Tensor& other_depth, const Tensor& transform, double fx,
+                                                double fy, double cx, double cy, double other_fx, double other_fy,
+                                                double other_cx, double other_cy, double tolerance) {
+  check(labels.dim() == 3 && other.dim() == 3 && other.size(2) <= labels.size(2), "labels must be [H, W, L]");
+  check(depth.dim() == 2 && depth.size(0) == labels.size(0) && depth.size(1) == labels.size(1), "depth must be [H, W]");
+  check(other_depth.dim() == 2 && other_depth.size(0) == other.size(0) && other_depth.size(1) == other.size(1),
+        "the other depth must be [H', W']");
+  check(transform.dim() == 2 && transform.numel() == 16, "the transform must be [4, 4]");
+  const float* m = floats(transform);
+  panbench::Warping w;
+  w.width = labels.size(1), w.height = labels.size(0), w.other_width = other.size(1), w.other_height = other.size(0);
+  w.channels = other.size(2), w.stride = labels.size(2);
+  w.labels = floats(labels), w.depth = floats(depth), w.other = floats(other), w.other_depth = floats(other_depth);
+  w.rotation = {{m[0], m[1], m[2]}, {m[4], m[5], m[6]}, {m[8], m[9], m[10]}};
+  w.translation = {m[3], m[7], m[11]};
+  w.fx = (float)fx, w.fy = (float)fy, w.cx = (float)cx, w.cy = (float)cy;
+  w.other_fx = (float)other_fx, w.other_fy = (float)other_fy;
+  w.other_cx = (float)other_cx, w.other_cy = (float)other_cy;
+  w.tolerance = (float)tolerance;
+  const Tensor value = empty({}), directions = empty({w.height, w.width, w.channels}),
+               valid = empty({}, ScalarType::Long);
+  *out(value) =
+      (float)panbench::warping_loss(w, out(directions), static_cast<int64_t*>(valid.mutable_data_ptr()));
+  return {value, directions, valid};
+}
+
+Tensor warping_loss_backward(const Tensor& directions, const Tensor& valid, int64_t channels, const Tensor& upstream) {
+  check(directions.dim() == 3 && directions.size(2) <= channels, "directions must be [H, W, at most L]");
+  const int64_t height = directions.size(0), width = directions.size(1), known = *longs(valid);
+  const Tensor grad = empty({height, width, channels});
+  panbench::warping_loss_backward(floats(directions), height * width, directions.size(2), channels,
+                                  known ? *floats(upstream) / (float)known : 0.0f, out(grad));
+  return grad;
+}
+
 Vec3 vector_of(const Tensor& t) {
   check(t.dim() == 1 && t.size(0) == 3, "camera position must be [3]");
   return panbench::load3(floats(t));
@@ -567,6 +603,11 @@ STABLE_TORCH_LIBRARY(panbench, m) {
   m.def(
       "normal_loss_backward(Tensor normals, Tensor reference, Tensor known, Tensor upstream) -> (Tensor, Tensor)");
   m.def(
+      "warping_loss(Tensor labels, Tensor depth, Tensor other, Tensor other_depth, Tensor transform, float fx, float "
+      "fy, float cx, float cy, float other_fx, float other_fy, float other_cx, float other_cy, float tolerance) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def("warping_loss_backward(Tensor directions, Tensor valid, int channels, Tensor upstream) -> Tensor");
+  m.def(
       "spherical_harmonics(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int degree) -> "
       "Tensor");
   m.def(
@@ -594,6 +635,8 @@ STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
   m.impl("depth_normals_backward", TORCH_BOX(&depth_normals_backward));
   m.impl("normal_loss", TORCH_BOX(&normal_loss));
   m.impl("normal_loss_backward", TORCH_BOX(&normal_loss_backward));
+  m.impl("warping_loss", TORCH_BOX(&warping_loss));
+  m.impl("warping_loss_backward", TORCH_BOX(&warping_loss_backward));
   m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
 }

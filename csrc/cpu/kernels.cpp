@@ -429,7 +429,7 @@ PB_INLINE void load_gradient(const BlendArgs& a, const BlendGradIn& in, int64_t 
   };
   if (in.image) copy(in.image + pixel * a.channels, a.channels, 0);
   if (in.label_gradient) copy(in.label_gradient + pixel * a.labels, a.labels, a.channels);
-  if (in.sums.tables) add_gradient(a.targets, in.sums, pixel, in.label_image + pixel * a.labels, row + a.channels);
+  if (in.sums.given) add_gradient(a.targets, in.sums, pixel, in.label_image + pixel * a.labels, row + a.channels);
 }
 
 // The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16].
@@ -529,7 +529,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
       const int64_t first = pixel(a, at, y * kBlock);
       prefetch(in.image ? in.image + first * a.channels : nullptr, across * a.channels);
       prefetch(in.label_gradient ? in.label_gradient + first * a.labels : nullptr, across * a.labels);
-      prefetch(in.sums.tables ? in.label_image + first * a.labels : nullptr, across * a.labels);
+      prefetch(in.sums.given ? in.label_image + first * a.labels : nullptr, across * a.labels);
     }
     const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
     if (!b.count) continue;

@@ -56,8 +56,9 @@ struct LabelSums {
 
 // Gradients of the sums. A query channel I of a pixel of mask k gets A and, unless it is clamped, B / (1 - I) - C / I.
 struct LabelGradIn {
+  bool given;           // whether there are any
   float entropy;
-  const float* tables;  // [K + 1, 3, padded]: A, B and C of mask -1, 0, ...; null: there are no gradients
+  const float* tables;  // [K + 1, 3, padded]: A, B and C of mask -1, 0, ...
 };
 
 struct BlendArgs {

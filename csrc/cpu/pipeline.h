@@ -95,6 +95,27 @@ double normal_loss(const NormalMaps& maps, int64_t* known);
 void normal_loss_backward(const NormalMaps& maps, int64_t known, float upstream, float* grad_normals,
                           float* grad_reference);
 
+// The labels of a view and another view of the same surfaces; rotation and translation lead from its camera into the
+// other one.
+struct Warping {
+  int64_t width, height, other_width, other_height;
+  int64_t channels, stride;  // that are compared, and that a pixel of `labels` has
+  const float* labels;       // [H, W, stride]
+  const float* depth;        // [H, W], 0 where unknown
+  const float* other;        // [H', W', channels]
+  const float* other_depth;  // [H', W']
+  Mat3 rotation;
+  Vec3 translation;
+  float fx, fy, cx, cy, other_fx, other_fy, other_cx, other_cy;
+  float tolerance;
+};
+// Mean distance over the pixels that both views see, and how many these are. directions [H, W, channels]: the gradient
+// of each pixel's distance, zero where it does not count.
+double warping_loss(const Warping& warping, float* directions, int64_t* valid);
+// Gradient [pixels, stride] of the labels: `scale` times the directions, zero in the other channels.
+void warping_loss_backward(const float* directions, int64_t pixels, int64_t channels, int64_t stride, float scale,
+                           float* grad);
+
 void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                          const float* rest, const float* means, Vec3 camera, float* colors);
 void spherical_harmonics_backward(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,

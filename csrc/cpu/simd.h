@@ -358,7 +358,7 @@ PB_INLINE F16 exp(F16 x) { return exp2(min(max(x, set1(-87.0f)), set1(87.0f)) * 
 PB_INLINE F16 log(F16 x) {
   const F16 n = exponent(x * set1(1.41421356237309505f));
   const F16 m = scale_by_power(x, zero() - n);
-  const F16 z = (m - set1(1.0f)) / (m + set1(1.0f)), z2 = z * z;
+  const F16 z = (m - set1(1.0f)) * reciprocal(m + set1(1.0f)), z2 = z * z;
   F16 p = set1(2.0f / 9.0f);
   p = fma(p, z2, set1(2.0f / 7.0f));
   p = fma(p, z2, set1(2.0f / 5.0f));

@@ -15,9 +15,9 @@ from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.heads.base import GaussianLabels, LabelView, PanopticHead, StepContext
 from panbench.heads.matching import Masks, assign, matching_cost, number_masks, pair_losses
 from panbench.heads.seeding import seed_queries
-from panbench.losses.warping import warp, warping_loss
-from panbench.ops import LabelSums, LabelTargets, attend_shares, label_sums, take_rows
+from panbench.ops import LabelSums, LabelTargets, attend_shares, label_sums, take_rows, warping_loss
 from panbench.scene import Frame, LabelSpace, PanopticMap, Scene
+
 
 class QueryHead(PanopticHead):
     """Semantic and instance fields of Gaussians, supervised by unassociated 2D masks (PanopticSplatting, section III).
@@ -242,10 +242,11 @@ class QueryHead(PanopticHead):
             return {}
         assert view.sums is not None, "the view was rendered without the head's targets"
         numbered = self._numbered(frame.masks)
-        entropy = view.sums.entropy
+        semantic, entropy = view.channels, view.sums.entropy
         if self.blending == "feature":
+            semantic = self._semantic(view.channels)
             decoded = targets._replace(classes=self.classes, first_query=self.classes)
-            entropy = label_sums(self._semantic(view.channels), decoded).entropy
+            entropy = label_sums(semantic, decoded).entropy
         weight = (targets.weight * (targets.semantic > 0)).sum().clamp_min(1e-20)
         out = {"semantic": self.semantic_weight * entropy / weight}
         rows, columns = self._pair(view.sums, numbered)
@@ -257,13 +258,17 @@ class QueryHead(PanopticHead):
             if other is not None:
                 with torch.no_grad():
                     seen = context.splat(other.camera, lambda ids: self.semantic_channels(gaussians, ids))
-                    other_semantic = seen.channels
-                    if self.blending == "feature":
-                        other_semantic = self.decoder(other_semantic).softmax(-1)
-                    warped, valid = warp(
-                        frame.camera, view.depth, other.camera, other_semantic, seen.depth, self.warp_tolerance
-                    )
-                out["warp"] = self.warp_weight * warping_loss(self._semantic(view.channels), warped, valid)
+                    other_semantic = self._semantic(seen.channels)
+                out["warp"] = self.warp_weight * warping_loss(
+                    semantic,
+                    self.classes,
+                    frame.camera,
+                    view.depth,
+                    other.camera,
+                    other_semantic,
+                    seen.depth,
+                    self.warp_tolerance,
+                )
         return out
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from panbench.ops.reference import LabelSums, LabelTargets
 from panbench.ops.rows import take_rows
 from panbench.ops.spherical_harmonics import spherical_harmonics
 from panbench.ops.ssim import photometric_loss, ssim
+from panbench.ops.warping import warping_loss
 
 __all__ = [
     "Bins",
@@ -32,4 +33,5 @@ __all__ = [
     "spherical_harmonics",
     "ssim",
     "take_rows",
+    "warping_loss",
 ]

@@ -34,6 +34,14 @@ def register() -> None:
     fake("panbench::depth_normals_backward")(lambda depth, *_: torch.empty_like(depth))
     fake("panbench::normal_loss")(lambda n, _: (n.new_empty(()), n.new_empty((), dtype=torch.int64)))
     fake("panbench::normal_loss_backward")(lambda n, *_: (n.new_empty(n.shape), n.new_empty(n.shape)))
+    fake("panbench::warping_loss")(
+        lambda labels, depth, other, *_: (
+            labels.new_empty(()),
+            labels.new_empty(*depth.shape, other.shape[2]),
+            labels.new_empty((), dtype=torch.int64),
+        )
+    )
+    fake("panbench::warping_loss_backward")(lambda d, valid, channels, _: d.new_empty(*d.shape[:2], channels))
     fake("panbench::spherical_harmonics")(lambda dc, rest, means, camera, ids, degree: dc.new_empty(len(ids), 3))
     fake("panbench::spherical_harmonics_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
     grad = torch.library.register_autograd
@@ -47,6 +55,7 @@ def register() -> None:
     grad("panbench::similarity", _similarity_backward, setup_context=_ssim_context)
     grad("panbench::depth_normals", _depth_normals_backward, setup_context=_depth_normals_context)
     grad("panbench::normal_loss", _normal_loss_backward, setup_context=_normal_loss_context)
+    grad("panbench::warping_loss", _warping_loss_backward, setup_context=_warping_loss_context)
     grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
 
 
@@ -211,6 +220,17 @@ def _normal_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _normal_loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return torch.ops.panbench.normal_loss_backward(*ctx.saved_tensors, grad.contiguous())
+
+
+def _warping_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.channels = inputs[0].shape[2]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _warping_loss_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    directions, valid = ctx.saved_tensors
+    return torch.ops.panbench.warping_loss_backward(directions, valid, ctx.channels, grad.contiguous()), *[None] * 13
 
 
 def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -93,7 +93,7 @@ def blend(
         labels = features.new_empty(len(features), 0)
     if resolve(backend, geometry.device.type) == "reference":
         channels = [features.shape[1], labels.shape[1]]
-        image, *maps = reference.blend(
+        image, alpha, depth, median = reference.blend(
             geometry,
             torch.cat([features, labels], dim=1),
             *bins,
@@ -104,9 +104,9 @@ def blend(
         )
         image, label_image = image.split(channels, dim=-1)
         sums = None if targets is None else reference.label_sums(label_image, targets)
-        return Blended(image, label_image, *maps, sums)
+        return Blended(image, label_image, alpha, depth, median, sums)
     settings = (*sizes, KIND_CODE[kind], detached, near)
-    out = torch.ops.panbench.blend(
+    image, label_image, alpha, depth, median, *sums = torch.ops.panbench.blend(
         geometry,
         features.contiguous(),
         labels.contiguous(),
@@ -115,4 +115,4 @@ def blend(
         *settings,
         *((0, 0, labels.shape[1], False, 1e-4) if targets is None else numbers_of(targets)),
     )
-    return Blended(*out[:5], None if targets is None else LabelSums(*out[5:]))
+    return Blended(image, label_image, alpha, depth, median, None if targets is None else LabelSums(*sums))

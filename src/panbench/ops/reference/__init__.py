@@ -13,6 +13,7 @@ from panbench.ops.reference.project import project
 from panbench.ops.reference.rasterize import bin, blend
 from panbench.ops.reference.spherical_harmonics import spherical_harmonics
 from panbench.ops.reference.ssim import ssim
+from panbench.ops.reference.warping import warp, warping_loss
 
 __all__ = [
     "LabelSums",
@@ -26,4 +27,6 @@ __all__ = [
     "project",
     "spherical_harmonics",
     "ssim",
+    "warp",
+    "warping_loss",
 ]
