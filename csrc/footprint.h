@@ -7,13 +7,23 @@
 namespace panbench {
 
 // Screen ellipse {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around (x, y), together with a disc of squared radius r2 around
-// (cx, cy): outside of both a Gaussian's alpha is below 1/255. `unbounded` marks a disc that crosses the camera plane:
-// it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0), and its r2 covers everything.
+// (cx, cy): outside of both a Gaussian's alpha is below 1/255. The ellipse reaches reach_x and reach_y from its centre;
+// det = a c - b^2, which cannot be had from a needle's rounded a, b and c. `unbounded` marks a disc that crosses the
+// camera plane: it has no ellipse, only the range of tiles x0..x1, y0..y1 (empty if x1 < x0), and its r2 covers
+// everything.
 struct alignas(64) Footprint {
   union {
     struct {
       float x, y, a, b, c, slope_x, slope_y, cx, cy, r2;  // slope_x: -b / a, slope_y: -b / c
-      int unbounded, x0, x1, y0, y1;
+      union {
+        struct {
+          float reach_x, reach_y, det;
+        };
+        struct {
+          int x0, x1, y0, y1;
+        };
+      };
+      int unbounded;
     };
     float values[16];  // one cache line; the first ten are numbers
   };
@@ -29,6 +39,9 @@ PB_HD void footprint_from(double xx, double xy, double yy, Footprint& f) {
   f.c = (float)(xx * inv);
   f.slope_x = -f.b / f.a;
   f.slope_y = -f.b / f.c;
+  f.reach_x = (float)sqrt(xx);
+  f.reach_y = (float)sqrt(yy);
+  f.det = (float)inv;
 }
 
 // Tiles first..last along one axis that a disc in front of the camera can reach: p >= edge needs a point (u, v) of the
@@ -89,47 +102,33 @@ PB_HD Footprint footprint(const float* g, int kind, int tiles_x, int tiles_y) {
 
 PB_HD double between(double x, double lo, double hi) { return x < lo ? lo : x > hi ? hi : x; }
 
-// How far a footprint's ellipse reaches from its centre; the same for all of its rows of tiles.
-struct Reach {
-  double det, inverse_a, x, y, y_at_right;
-};
-
-PB_HD Reach reach_of(const Footprint& f) {
-  Reach r;
-  r.det = (double)f.a * f.c - (double)f.b * f.b;
-  r.inverse_a = 1.0 / f.a;
-  const double inverse_det = 1.0 / r.det;
-  r.x = sqrt(f.c * inverse_det);
-  r.y = sqrt(f.a * inverse_det);
-  r.y_at_right = f.slope_y * r.x;
-  return r;
-}
-
 // Extent in x of the ellipse within the strip y0 <= y <= y1 (relative to its centre); false if they do not meet.
-PB_HD bool ellipse_span(const Footprint& f, const Reach& r, double y0, double y1, double& lo, double& hi) {
-  if (y0 > r.y || y1 < -r.y) return false;
-  const double a = between(y0, -r.y, r.y), b = between(y1, -r.y, r.y);
+PB_HD bool ellipse_span(const Footprint& f, double y0, double y1, double& lo, double& hi) {
+  const double reach_x = f.reach_x, reach_y = f.reach_y, det = f.det, inverse_a = 1.0 / f.a;
+  if (y0 > reach_y || y1 < -reach_y) return false;
+  const double a = between(y0, -reach_y, reach_y), b = between(y1, -reach_y, reach_y);
   // The chord at height y is centred at slope_x y and half sqrt(a - det y^2) / a long.
-  const double under_a = f.a - r.det * a * a, under_b = f.a - r.det * b * b;
-  const double half_a = sqrt(under_a > 0.0 ? under_a : 0.0) * r.inverse_a;
-  const double half_b = sqrt(under_b > 0.0 ? under_b : 0.0) * r.inverse_a;
+  const double under_a = f.a - det * a * a, under_b = f.a - det * b * b;
+  const double half_a = sqrt(under_a > 0.0 ? under_a : 0.0) * inverse_a;
+  const double half_b = sqrt(under_b > 0.0 ? under_b : 0.0) * inverse_a;
   const double mid_a = f.slope_x * a, mid_b = f.slope_x * b;
   lo = mid_a - half_a < mid_b - half_b ? mid_a - half_a : mid_b - half_b;
   hi = mid_a + half_a > mid_b + half_b ? mid_a + half_a : mid_b + half_b;
-  if (r.y_at_right >= a && r.y_at_right <= b) hi = r.x;
-  if (-r.y_at_right >= a && -r.y_at_right <= b) lo = -r.x;
+  const double y_at_right = f.slope_y * reach_x;
+  if (y_at_right >= a && y_at_right <= b) hi = reach_x;
+  if (-y_at_right >= a && -y_at_right <= b) lo = -reach_x;
   return true;
 }
 
 // Rows of tiles first..last that a footprint may touch; none if last < first.
-PB_HD void tile_rows(const Footprint& f, const Reach& r, int tiles_y, int& first, int& last) {
+PB_HD void tile_rows(const Footprint& f, int tiles_y, int& first, int& last) {
   first = 0;
   last = -1;
   if (f.unbounded) {
     if (f.x0 <= f.x1) first = f.y0, last = f.y1;
     return;
   }
-  float top = f.y - (float)r.y, bottom = f.y + (float)r.y;
+  float top = f.y - f.reach_y, bottom = f.y + f.reach_y;
   if (f.r2 > 0) {
     const float radius = sqrtf(f.r2);
     top = fminf(top, f.cy - radius);
@@ -142,7 +141,7 @@ PB_HD void tile_rows(const Footprint& f, const Reach& r, int tiles_y, int& first
 }
 
 // Tiles first..last of the row of tiles ty that a footprint may touch; false if there are none.
-PB_HD bool tile_span(const Footprint& f, const Reach& r, int ty, int tiles_x, int& first, int& last) {
+PB_HD bool tile_span(const Footprint& f, int ty, int tiles_x, int& first, int& last) {
   if (f.unbounded) {
     first = f.x0;
     last = f.x1;
@@ -151,7 +150,7 @@ PB_HD bool tile_span(const Footprint& f, const Reach& r, int ty, int tiles_x, in
   const float y0 = (float)(ty * kTile), y1 = y0 + kTile;
   float lo = 1e30f, hi = -1e30f;
   double left, right;
-  if (ellipse_span(f, r, y0 - f.y, y1 - f.y, left, right)) {
+  if (ellipse_span(f, y0 - f.y, y1 - f.y, left, right)) {
     lo = f.x + (float)left;
     hi = f.x + (float)right;
   }

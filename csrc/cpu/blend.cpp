@@ -180,10 +180,9 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
     for (int64_t i = piece * kPiece; i < end; ++i) {
       if (i + kAhead < end) __builtin_prefetch(&prints[order[i + kAhead]]);
       const Footprint& print = prints[order[i]];
-      const Reach reach = reach_of(print);
       int ty, last_row, tx0, tx1;
-      for (tile_rows(print, reach, tiles_y, ty, last_row); ty <= last_row; ++ty) {
-        if (!tile_span(print, reach, ty, tiles_x, tx0, tx1)) continue;
+      for (tile_rows(print, tiles_y, ty, last_row); ty <= last_row; ++ty) {
+        if (!tile_span(print, ty, tiles_x, tx0, tx1)) continue;
         spans[piece].push_back({order[i], ty * tiles_x + tx0, ty * tiles_x + tx1});
         for (int t = tx0; t <= tx1; ++t) ++count[ty * tiles_x + t];
       }

@@ -77,7 +77,7 @@ struct Tile {
   int count, padded;
   const int32_t* ids;
   float* params;  // [count, kParams]
-  float *x, *y, *a, *b2, *c, *slope_x, *slope_y, *cx, *cy, *r2;  // b2: 2 b
+  float *x, *y, *a, *b2, *c, *slope_x, *slope_y, *cx, *cy, *r2;  // b2: 2 b and a hair
   int slots;
   int32_t* slot;   // [count] of a candidate, -1 if it has none
   int32_t* owner;  // [slots] candidate of a slot
@@ -140,7 +140,7 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
     store(t.x + i, v[0] - left);
     store(t.y + i, v[1] - top);
     store(t.a + i, v[2]);
-    store(t.b2 + i, v[3] + v[3]);
+    store(t.b2 + i, set1(2.0f + 4e-6f) * v[3]);  // where a needle's terms cancel, rounding must not drop a hit
     store(t.c + i, v[4]);
     store(t.slope_x + i, v[5]);
     store(t.slope_y + i, v[6]);

@@ -35,6 +35,7 @@ void clear_rows(float* rows, int64_t first, int64_t last, int64_t width) {
 }  // namespace
 
 void project(const Gaussians& g, const View& view, int kind, const std::function<VisibleOut(int64_t)>& allocate) {
+  const KernelTable& table = kernels();
   const int width = geometry_width(kind);
   const int64_t pieces = (g.count + kPiece - 1) / kPiece;
   // Kept between calls, as fresh pages cost more than the work; one for each caller, filled by all of its threads.
@@ -50,7 +51,7 @@ void project(const Gaussians& g, const View& view, int kind, const std::function
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t begin = piece * kPiece, end = std::min(g.count, begin + kPiece);
     const VisibleOut out = {&found.ids[begin], &found.geometry[begin * width], &found.normals[begin * 3]};
-    offsets[piece + 1] = kernels().project(g, view, kind, begin, end, out);
+    offsets[piece + 1] = table.project(g, view, kind, begin, end, out);
   }
   for (int64_t piece = 0; piece < pieces; ++piece) offsets[piece + 1] += offsets[piece];
   const VisibleOut out = allocate(offsets.back());
@@ -65,6 +66,7 @@ void project(const Gaussians& g, const View& view, int kind, const std::function
 
 void project_backward(const Gaussians& g, const View& view, int kind, const int64_t* ids, int64_t visible,
                       const float* grad_geometry, const float* grad_normals, const GaussianArrays& out) {
+  const KernelTable& table = kernels();
   const auto clear = [&](int64_t first, int64_t last) {
     clear_rows(out.means, first, last, 3);
     clear_rows(out.quats, first, last, 4);
@@ -72,7 +74,7 @@ void project_backward(const Gaussians& g, const View& view, int kind, const int6
     clear_rows(out.logits, first, last, 1);
   };
   for_pieces(ids, visible, g.count, clear, [&](int64_t piece, int64_t begin, int64_t end) {
-    kernels().project_backward(g, view, kind, piece, ids, begin, end, grad_geometry, grad_normals, out);
+    table.project_backward(g, view, kind, piece, ids, begin, end, grad_geometry, grad_normals, out);
   });
 }
 

@@ -386,7 +386,8 @@ PB_INLINE M16 operator>=(F16 a, float b) { return a >= set1(b); }
 PB_INLINE F16 smaller(F16 a, F16 b) { return min(a, b); }
 PB_INLINE F16 larger(F16 a, F16 b) { return max(a, b); }
 PB_INLINE F16 magnitude(F16 a) { return max(a, -a); }
-PB_INLINE F16 exponential(F16 a) { return exp(a); }
+// 0 where the inverse of an extent, and what a gradient multiplies it by, would overflow.
+PB_INLINE F16 exponential(F16 a) { return select(a < -80.0f, zero(), exp(a)); }
 PB_INLINE F16 logarithm(F16 a) { return log(a); }
 
 }  // namespace
