@@ -352,8 +352,9 @@ PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) 
   return load(v);
 }
 
-// Out = W^T F of one block, for `count` channels that begin at `first` in the packed rows. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
-// lanes, so that three channels do not cost as much as sixteen.
+// Out = W^T F of one block, for `count` channels that begin at `first` in the packed rows. Sixteen channels at a time
+// with channels in the lanes; what is left over with pixels in the lanes, so that three channels do not cost as much as
+// sixteen.
 PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, int first,
                               int count, float* image) {
   const float* const rows = t.rows + first;

@@ -26,7 +26,10 @@ PB_INLINE void take_pixel(const LabelTargets& l, const float* image, int64_t pix
   to.weight[n] = l.weight[pixel];
 }
 
-PB_INLINE F16 lowest_beyond(F16 v, int live) { return live >= 16 ? v : select(mask_of((1u << live) - 1), v, set1(-1e30f)); }
+// With a value that no softmax sees in the lanes from `live` on.
+PB_INLINE F16 lowest_beyond(F16 v, int live) {
+  return live >= 16 ? v : select(mask_of((1u << live) - 1), v, set1(-1e30f));
+}
 
 // Largest of the class logits of a pixel, and the sum of e^(logit - largest).
 PB_INLINE void softmax_terms(const LabelTargets& l, const float* row, float* largest, float* total) {
@@ -69,7 +72,8 @@ PB_INLINE double entropy_of(const LabelTargets& l, const LabelPixels& pixels) {
 PB_INLINE void add_at(float* p, F16 v) { store(p, load(p) + v); }
 
 // Adds the queries of pixels of one mask (overlap null: of none).
-PB_INLINE void add_members(const LabelTargets& l, const float* const* rows, int count, float* presence, float* overlap) {
+PB_INLINE void add_members(const LabelTargets& l, const float* const* rows, int count, float* presence,
+                           float* overlap) {
   const F16 one = set1(1.0f), low = set1(l.epsilon), high = set1(1.0f - l.epsilon);
   for (int q = 0; q < l.queries; q += 16) {
     const int live = l.queries - q;
@@ -137,7 +141,8 @@ PB_INLINE void add_class_gradient(const LabelTargets& l, float scale, int32_t se
 }
 
 // Adds the gradient of the sums in the label channels [L] of one pixel.
-PB_INLINE void add_gradient(const LabelTargets& l, const LabelGradIn& in, int64_t pixel, const float* row, float* grad) {
+PB_INLINE void add_gradient(const LabelTargets& l, const LabelGradIn& in, int64_t pixel, const float* row,
+                            float* grad) {
   const int32_t semantic = l.semantic[pixel];
   if (semantic < 1) return;
   if (l.classes && in.entropy != 0.0f) add_class_gradient(l, in.entropy * l.weight[pixel], semantic, row, grad);

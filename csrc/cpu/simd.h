@@ -353,8 +353,8 @@ PB_INLINE F16 exp2(F16 t) {
 // e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
 PB_INLINE F16 exp(F16 x) { return exp2(min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f)); }
 
-// Natural logarithm to about 1e-7 relative, for x in [1e-37, 1e37]: of m in [0.7, 1.42] with x = m 2^n, by the series of
-// 2 atanh((m - 1) / (m + 1)).
+// Natural logarithm to about 1e-7 relative, for x in [1e-37, 1e37]: that of m in [0.7, 1.42], x = m 2^n, by the series
+// of 2 atanh((m - 1) / (m + 1)).
 PB_INLINE F16 log(F16 x) {
   const F16 n = exponent(x * set1(1.41421356237309505f));
   const F16 m = scale_by_power(x, zero() - n);

@@ -121,6 +121,7 @@ def marked(model: GaussianModule) -> Generator[None]:
         (model, "render", "render: joining and splitting"),
         (model, "regularisers", "geometric losses"),
         (model.head, "channels", "head: channels"),
+        (model.head, "targets", "head: pairing, losses, warping"),
         (model.head, "losses", "head: pairing, losses, warping"),
         (model.head, "after_step", "head: pairing, losses, warping"),
         (ops, "photometric_loss", "photometric loss"),
