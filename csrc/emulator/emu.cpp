@@ -270,6 +270,18 @@ uint64_t exchange(uint64_t bits, int from) {
   return out;
 }
 
+unsigned ballot(bool predicate) {
+  const unsigned first = machine.current / kWarp * kWarp;
+  Meeting& warp = machine.warps[machine.current / kWarp];
+  machine.slots[machine.current] = predicate;
+  meet(warp, 0);
+  unsigned bits = 0;
+  for (unsigned t = first; t < first + kWarp && t < machine.slots.size(); ++t)
+    if (machine.slots[t] && !machine.fibers[t].done) bits |= 1u << (t - first);
+  meet(warp, 0);
+  return bits;
+}
+
 extern "C" {
 
 // Order of the fibers (0 forward, 1 reverse, 2 shuffled) and the name of a barrier to leave out, or an empty string.

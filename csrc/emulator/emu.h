@@ -38,6 +38,8 @@ void* shared_array(int index, std::size_t bytes);
 
 // Waits for the warp; each lane gives eight bytes and reads those of lane `from`.
 uint64_t exchange(uint64_t bits, int from);
+// One bit per lane that is still running, set where the lane's argument is true.
+unsigned ballot(bool predicate);
 int lane();
 
 template <typename T>
@@ -64,6 +66,15 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T value, int offset) {
   return panbench::emu::exchange_value(value, panbench::emu::lane() ^ offset);
 }
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int from) {
+  return panbench::emu::exchange_value(value, from);
+}
+
+inline unsigned __ballot_sync(unsigned, bool predicate) { return panbench::emu::ballot(predicate); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 
 template <typename T>
 T atomicAdd(T* to, T value) {
