@@ -297,8 +297,9 @@ constexpr std::size_t backward_shared(int row) {
                       kTilePixels * sizeof(int), kWarps * sizeof(unsigned));
 }
 
+// At least two blocks to a multiprocessor, as far as registers go; see blend_product.
 template <int kind, int mode>
-__global__ void __launch_bounds__(kTilePixels) blend_backward(BlendInput in, Window window, BlendUpstream upstream,
+__global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, Window window, BlendUpstream upstream,
                                                               BlendGradient gradient) {
   const int row = mode == kSmall ? kSmallRow : window.row();
   Shared shared;

@@ -220,8 +220,9 @@ class TensorProduct : public ExactProduct<channels> {};
 #endif
 
 // Any number of channels, `channels` of them to a block; blockIdx.y says which.
+// Told how many blocks a multiprocessor should hold: left alone, the compiler spills registers to have one more.
 template <int kind, int channels, template <int> class Product>
-__global__ void __launch_bounds__(kTilePixels) blend_product(BlendInput in, BlendOutput out) {
+__global__ void __launch_bounds__(kTilePixels, channels <= 64 ? 2 : 1) blend_product(BlendInput in, BlendOutput out) {
   Shared shared;
   float* const params = shared.take<float>(kBatch * kParams);
   float* const bounds = shared.take<float>(kBatch * kBounds);

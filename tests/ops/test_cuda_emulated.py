@@ -104,7 +104,7 @@ def check_blending(
     """Against the reference in float64, on the CUDA tile lists: maps, sums, and the gradients of those that are given.
 
     The emulated kernels are compiled without fused multiply-add, so that the geometry gradients of badly conditioned
-    discs lose a digit more than those of the CPU kernels do.
+    discs lose a digit more than those of the CPU kernels do; so do, a little, the weights of discs seen from the edge.
     """
     generator = torch.Generator().manual_seed(21)
     geometry = torch.ops.panbench.project(*view_arguments(case, kind))[1]
@@ -158,7 +158,8 @@ def check_blending(
     for k, (gradient, wanted) in enumerate(zip(mine, theirs, strict=True)):
         wanted = torch.zeros_like(exact[k]) if wanted is None else wanted
         what = f"gradient of {('geometry', 'features', 'labels')[k]}"
-        assert_close(gradient, wanted, max(1e-3, tolerance) if k == 0 else tolerance, what, dim=0 if k == 0 else None)
+        allowed = max(1e-3 if k == 0 else 5e-5, tolerance)
+        assert_close(gradient, wanted, allowed, what, dim=0 if k == 0 else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -385,18 +386,19 @@ def test_shares_agree(cuda: Operators, rows: int, queries: int, dim: int, logari
 
 
 def test_shares_of_saturated_and_distant_pairs_are_finite(cuda: Operators) -> None:
-    inputs = [
-        torch.tensor([[90.0], [-90.0], [0.0], [30.0]]),
-        torch.tensor([[0.0, 0, 0], [0, 0, 0], [1e20, 0, 0], [0, 3.0, 0]]),
-        torch.tensor([[1.0], [-1.0]]),
-        torch.zeros(2, 3),
-        torch.eye(3).repeat(2, 1, 1),
-    ]
+    features = torch.tensor([[90.0], [-90.0], [0.0], [30.0]])
+    # The square of the third one's distance is not finite.
+    means = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1e20, 0, 0], [0, 3.0, 0]])
+    queries, centers = torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 3)
+    exact = doubles([features, means, queries, centers])
+    unit = torch.tensor([[1.0, 0, 0, 0]]).double().repeat(2, 1)
+    logits = reference.attend(*exact, torch.zeros(2, 3).double(), unit, logarithm=True)
     for rest in (None, -5.0):
-        shares = cuda.attend_shares(*inputs, True, 1.0, rest)
-        assert shares.isfinite().all()
-        rows = shares[[0, 1, 3]].double()
-        assert_close(rows.sum(1).float(), rows.new_ones(3), 2e-2 if rest else 1e-6, "sum of shares")
+        shares = cuda.attend_shares(features, means, queries, centers, torch.eye(3).repeat(2, 1, 1), True, 1.0, rest)
+        known = logits if rest is None else torch.cat([logits, logits.new_full((4, 1), rest)], dim=1)
+        expected = known.softmax(-1)[:, :2].detach()
+        assert_close(shares[[0, 1, 3]], expected[[0, 1, 3]], 1e-6, "shares")
+        assert shares[2].tolist() == ([0.5, 0.5] if rest is None else [0.0, 0.0])
 
 
 def test_rows_are_taken_and_put_back(cuda: Operators) -> None:
