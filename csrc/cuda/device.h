@@ -72,7 +72,7 @@ __device__ float max_lanes(float value) {
 // Bytes of shared memory that a block may have on the current device.
 inline std::size_t shared_limit() {
 #ifdef PB_EMULATE
-  return 227 * 1024;
+  return emu::shared_limit();
 #else
   int device = 0, bytes = 0;
   cudaGetDevice(&device);

@@ -22,9 +22,12 @@ namespace panbench::emu {
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
-// Runs body once per thread of the grid. False if threads waited for each other for ever, or took more shared memory
-// than the launch had asked for.
+// Runs body once per thread of the grid. False if threads waited for each other for ever, took more shared memory than
+// the launch had asked for, or if it asked for more than there is.
 bool launch(dim3 grid, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body);
+
+// Bytes of shared memory that a block may have: 227 KiB, as on sm_90, unless a test says otherwise.
+std::size_t shared_limit();
 
 // Waits for all threads of the block that are still running; gives the sum of their arguments.
 int block_barrier(int value);

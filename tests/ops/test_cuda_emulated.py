@@ -45,6 +45,7 @@ def emulator() -> Iterator[Emulator]:
     emulator.configure()
     yield emulator
     emulator.configure()
+    emulator.limit_shared_memory(227)
 
 
 @pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
@@ -235,6 +236,19 @@ def test_tensor_cores_agree_to_tf32(cuda: Operators, kind: Kind, asked: LabelCas
         check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked, tolerance=5e-3)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("kibibytes", [64, 99, 163], ids=["sm_75", "sm_120", "sm_80"])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_kernels_fit_into_the_shared_memory_of_every_device(
+    cuda: Operators, emulator: Emulator, kibibytes: int, precision: str
+) -> None:
+    """And give the same, if they have to take the channels in windows."""
+    expected = blended(cuda, crowded(), 1, 7, 130, precision)
+    emulator.limit_shared_memory(kibibytes)
+    for work in WORK.values():
+        work(cuda)
+    assert_same(blended(cuda, crowded(), 1, 7, 130, precision), expected)
 
 
 @pytest.mark.parametrize(
