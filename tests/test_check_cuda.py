@@ -32,7 +32,7 @@ def check(folder: Path, script: str, source: str = "one.cu") -> subprocess.Compl
 def test_a_kernel_that_spills_is_named(tmp_path: Path) -> None:
     answer = check(tmp_path, f"cat <<'END'\n{REPORT.format(stores=12)}END")
     assert answer.returncode == 1
-    assert "one.cu sm_90: registers spill in second (8 bytes of stack)" in answer.stdout
+    assert "one.cu sm_90: registers spill in second for sm_90 (8 bytes of stack)" in answer.stdout
 
 
 def test_what_does_not_compile_is_shown(tmp_path: Path) -> None:

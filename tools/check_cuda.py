@@ -1,6 +1,6 @@
 """Compile every CUDA kernel for every architecture, with warnings as errors; fail where one uses memory for registers.
 
-    python tools/check_cuda.py [--architectures 80 90 120] [--sources FOLDER]
+    python tools/check_cuda.py [--architectures 75 80 90 120] [--sources FOLDER]
 
 Needs nvcc, no GPU: ptxas tells what the kernels will use.
 """
@@ -14,14 +14,18 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-ARCHITECTURES = ("80", "90", "120")
-# CUB's own kernels are not ours to judge, and take most of the time: one architecture shows that our use compiles.
-ONE_ARCHITECTURE = ("sort.cu",)
+# The oldest that nvcc 13 compiles for, and what comes after.
+ARCHITECTURES = ("75", "80", "90", "120")
+# CUB's own kernels are not ours to judge.
+FOREIGN = ("sort.cu",)
+# The longest first, so that no core is left with one at the end.
+LONG = ("blend_forward.cu", "sort.cu", "blend_backward.cu")
 FLAGS = ("-O3", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-Xptxas", "-v")
 
 
@@ -30,6 +34,7 @@ class Kernel:
     """What ptxas says of one kernel: registers of a thread, bytes of its stack, bytes that it spills and reloads."""
 
     name: str
+    architecture: str
     registers: int
     stack: int
     spilled: int
@@ -48,33 +53,39 @@ def kernels(log: str) -> list[Kernel]:
         if frame is None or used is None:
             raise ValueError(f"ptxas says nothing about spills of {part.splitlines()[0]}")
         stack, stores, loads = map(int, frame.groups())
-        found.append(Kernel(part.split("'")[1], int(used[1]), stack, stores + loads))
+        names = part.split("'")
+        found.append(Kernel(names[1], names[3], int(used[1]), stack, stores + loads))
     return found
 
 
-def check(source: Path, architecture: str, folder: Path) -> tuple[str, bool]:
-    """Compile one file for one architecture; a line about it, and whether it is good."""
-    name = f"{source.name} sm_{architecture}"
-    target = f"arch=compute_{architecture},code=sm_{architecture}"
-    out = folder / f"{source.stem}.{architecture}.o"
-    command = ["nvcc", *FLAGS, "-gencode", target, "-c", str(source), "-o", str(out)]
+def targets(architectures: Sequence[str]) -> list[str]:
+    """Options for nvcc. One call for all architectures reads a file and compiles its host part once."""
+    return [word for a in architectures for word in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+
+
+def check(source: Path, architectures: Sequence[str], folder: Path) -> tuple[str, bool]:
+    """Compile one file for all architectures; a line about it, and whether it is good."""
+    name = f"{source.name} {' '.join(f'sm_{a}' for a in architectures)}"
+    out = folder / f"{source.stem}.o"
+    command = ["nvcc", *FLAGS, *targets(architectures), "-c", str(source), "-o", str(out)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     log = run.stdout + run.stderr
     if run.returncode != 0:
         complaints = [line for line in log.splitlines() if not line.startswith(("ptxas info", "    0 bytes"))]
         return "\n".join([f"{name}: does not compile", *complaints]), False
     found = kernels(log)
-    spilled = [] if source.name in ONE_ARCHITECTURE else [k for k in found if k.spilled or k.stack]
+    spilled = [] if source.name in FOREIGN else [k for k in found if k.spilled or k.stack]
     if spilled:
-        return f"{name}: registers spill in {', '.join(f'{k.name} ({k.stack} bytes of stack)' for k in spilled)}", False
+        names = ", ".join(f"{k.name} for {k.architecture} ({k.stack} bytes of stack)" for k in spilled)
+        return f"{name}: registers spill in {names}", False
     return f"{name}: {len(found)} kernels, at most {max((k.registers for k in found), default=0)} registers", True
 
 
-def link(folder: Path, architecture: str, header: Path) -> tuple[str, bool]:
-    """Link what was compiled for one architecture, and look for every entry point that the header declares."""
+def link(folder: Path, architectures: Sequence[str], header: Path) -> tuple[str, bool]:
+    """Link what was compiled, and look for every entry point that the header declares."""
     library = folder / "panbench_cuda.so"
-    objects = [str(path) for path in folder.glob(f"*.{architecture}.o")]
-    command = ["nvcc", "-shared", "-cudart", "static", *objects, "-o", str(library)]
+    objects = [str(path) for path in folder.glob("*.o")]
+    command = ["nvcc", "-shared", "-cudart", "static", *targets(architectures), *objects, "-o", str(library)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         return f"the library does not link\n{run.stdout}{run.stderr}", False
@@ -92,18 +103,14 @@ def main() -> int:
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="XY")
     parser.add_argument("--sources", type=Path, default=SOURCES, metavar="FOLDER")
     options = parser.parse_args()
-    jobs = [
-        (source, architecture)
-        for source in sorted(options.sources.glob("*.cu"), key=lambda path: path.name not in ONE_ARCHITECTURE)
-        for architecture in (options.architectures[:1] if source.name in ONE_ARCHITECTURE else options.architectures)
-    ]
-    if not jobs:
+    sources = sorted(options.sources.glob("*.cu"), key=lambda path: path.name not in LONG)
+    if not sources:
         sys.stderr.write(f"no .cu files in {options.sources}\n")
         return 1
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda job: check(job[0], job[1], Path(folder)), jobs))
+        results = list(pool.map(lambda source: check(source, options.architectures, Path(folder)), sources))
         if all(good for _, good in results):
-            results.append(link(Path(folder), options.architectures[0], options.sources / "api.h"))
+            results.append(link(Path(folder), options.architectures, options.sources / "api.h"))
     sys.stdout.writelines(f"{line}\n" for line, _ in results)
     return 0 if all(good for _, good in results) else 1
 

@@ -41,16 +41,36 @@ int pb_cuda_bin_fill(const float* geometry, int64_t visible, int kind, int width
                      const int32_t* ends, int64_t pairs, int32_t* tile_offsets, int32_t* tile_ids, int32_t* keys,
                      void* scratch, int64_t scratch_bytes, void* stream);
 
-// image [H, W, C], alpha, depth and median [H, W]. tf32: multiply on tensor cores where C > 8.
-int pb_cuda_blend(const float* geometry, const float* features, const int32_t* tile_offsets, const int32_t* tile_ids,
-                  int width, int height, int channels, int kind, float near_plane, int tf32, float* image, float* alpha,
-                  float* depth, float* median, void* stream);
-// Adds to grad_geometry [M, G] and grad_features [M, C]. The first `attached` channels send gradient into geometry.
-int pb_cuda_blend_backward(const float* geometry, const float* features, const int32_t* tile_offsets,
-                           const int32_t* tile_ids, int width, int height, int channels, int attached, int kind,
-                           float near_plane, int tf32, const float* grad_image, const float* grad_alpha,
-                           const float* grad_depth, const float* grad_median, float* grad_geometry,
-                           float* grad_features, void* stream);
+// image [H, W, C], label_image [H, W, L], alpha, depth and median [H, W]. tf32: multiply on tensor cores where the device
+// can and C + L > 8. bounds [M, 12]: working space. What labels are compared with is semantic, mask and weight [H, W], or
+// all three are null: sums [1 + 2 Q + 2 K Q], zero before, get entropy, presence and overlap, Q = L - first_query.
+int pb_cuda_blend(const float* geometry, const float* features, const float* labels, const int32_t* tile_offsets,
+                  const int32_t* tile_ids, int64_t visible, int width, int height, int feature_count, int label_count,
+                  int kind, float near_plane, int tf32, const int32_t* semantic, const int32_t* mask,
+                  const float* weight, int masks, int classes, int first_query, int logits, float epsilon,
+                  float* bounds, float* image, float* label_image, float* alpha, float* depth, float* median,
+                  double* sums, void* stream);
+// Adds to grad_geometry [M, G], grad_features [M, C] and grad_labels [M, L]. Each of the upstream gradients, grad_image to
+// grad_overlap, may be null: nothing depends on it. detached: labels send no gradient into geometry.
+int pb_cuda_blend_backward(const float* geometry, const float* features, const float* labels,
+                           const int32_t* tile_offsets, const int32_t* tile_ids, int64_t visible, int width, int height,
+                           int feature_count, int label_count, int kind, int detached, float near_plane, int tf32,
+                           const int32_t* semantic, const int32_t* mask, const float* weight, int masks, int classes,
+                           int first_query, int logits, float epsilon, const float* label_image,
+                           const float* grad_image, const float* grad_label_image, const float* grad_alpha,
+                           const float* grad_depth, const float* grad_median, const float* grad_entropy,
+                           const float* grad_presence, const float* grad_overlap, float* bounds, float* grad_geometry,
+                           float* grad_features, float* grad_labels, void* stream);
+
+// The sums of a label image [H, W, L] by itself, as in pb_cuda_blend.
+int pb_cuda_label_sums(const float* labels, int width, int height, int label_count, const int32_t* semantic,
+                       const int32_t* mask, const float* weight, int masks, int classes, int first_query, int logits,
+                       float epsilon, double* sums, void* stream);
+// grad_labels [H, W, L].
+int pb_cuda_label_sums_backward(const float* labels, int width, int height, int label_count, const int32_t* semantic,
+                                const int32_t* mask, const float* weight, int masks, int classes, int first_query,
+                                int logits, float epsilon, const float* grad_entropy, const float* grad_presence,
+                                const float* grad_overlap, float* grad_labels, void* stream);
 
 // attention [M, Q].
 int pb_cuda_attend(const float* features, const float* means, const float* queries, const float* query_means,
@@ -62,6 +82,17 @@ int pb_cuda_attend_backward(const float* features, const float* means, const flo
                             const float* query_roots, int64_t rows, int dim, int query_count, int logarithm,
                             const float* grad, float* grad_features, float* grad_means, float* grad_queries,
                             float* grad_query_means, float* grad_query_roots, void* stream);
+// shares [M, Q]: softmax over queries of `temperature` times what pb_cuda_attend gives; with has_rest there is one more
+// entry, temperature times `rest`, whose share is left out.
+int pb_cuda_attend_shares(const float* features, const float* means, const float* queries, const float* query_means,
+                          const float* query_roots, int64_t rows, int dim, int query_count, int logarithm,
+                          float temperature, int has_rest, float rest, float* shares, void* stream);
+// As pb_cuda_attend_backward, with the gradient of the shares.
+int pb_cuda_attend_shares_backward(const float* features, const float* means, const float* queries,
+                                   const float* query_means, const float* query_roots, int64_t rows, int dim,
+                                   int query_count, int logarithm, float temperature, const float* shares,
+                                   const float* grad, float* grad_features, float* grad_means, float* grad_queries,
+                                   float* grad_query_means, float* grad_query_roots, void* stream);
 
 // camera [3]; rest [N, rest_count, 3]; colors [M, 3].
 int pb_cuda_spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
@@ -78,16 +109,5 @@ int64_t pb_cuda_ssim_blocks(int height, int width, int channels);
 // value []: mean SSIM; grad_x [H, W, C]. partial [3, H, W, C] and sums [pb_cuda_ssim_blocks]: working space.
 int pb_cuda_ssim(const float* x, const float* y, int height, int width, int channels, float* value, float* grad_x,
                  float* partial, double* sums, void* stream);
-
-// losses [3]. sums [3 K + 2] as the CPU back end has them, and tail [2] of working space; both zero. A class or a pair
-// that has no channel makes the losses NaN.
-int pb_cuda_mask_losses(const float* channels, int64_t pixels, int channel_count, int64_t stride,
-                        const int64_t* semantic, const int64_t* pair, const int64_t* columns, int pairs,
-                        const float* weight, float epsilon, double* sums, double* tail, float* losses, void* stream);
-// grad [P, C]. factors [2 K + 2]: working space.
-int pb_cuda_mask_losses_backward(const float* channels, int64_t pixels, int channel_count, int64_t stride,
-                                 const int64_t* semantic, const int64_t* pair, const int64_t* columns, int pairs,
-                                 const float* weight, float epsilon, const double* sums, const float* upstream,
-                                 float* factors, float* grad, void* stream);
 
 }  // extern "C"

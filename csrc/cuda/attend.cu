@@ -1,5 +1,7 @@
-// Attention between Gaussians and queries: 64 rows x 32 queries to a block, the dot products as a product of matrices.
-// Of the rows passed in only: nothing of the size of all Gaussians times all queries is made.
+// Attention between Gaussians and queries: 64 rows x 32 queries to a block at a time, the dot products as a product of
+// matrices. Of the rows passed in only: nothing of the size of all Gaussians times all queries is made.
+#include <cfloat>
+
 #include "api.h"
 #include "device.h"
 
@@ -30,6 +32,8 @@ __device__ void load_columns(const float* from, int64_t first, int64_t count, in
     to[i / kDepth * kStride + i % kDepth] = row < count && column < dim ? from[row * dim + column] : 0.0f;
   }
 }
+
+__device__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // What a block has of its queries and rows in shared memory.
 struct AttendTile {
@@ -88,14 +92,20 @@ struct AttendTile {
     return {dot(load3(root), d), dot(load3(root + 3), d), dot(load3(root + 6), d)};
   }
 
+  // A or log A of a pair with this dot product.
+  __device__ float attention(const AttendInput& in, int row, int query, float similarity) const {
+    const Vec3 y = whitened(query, offset(row, query));
+    const float exponent = -0.5f * dot(y, y);
+    return in.logarithm ? fminf(similarity, 0.0f) - log1pf(expf(-fabsf(similarity))) + exponent
+                        : logistic(similarity) * expf(exponent);
+  }
+
   // L^T v.
   __device__ Vec3 unwhitened(int query, Vec3 v) const {
     const float* const root = spatial + query * kSpatial + 3;
     return v.x * load3(root) + v.y * load3(root + 3) + v.z * load3(root + 6);
   }
 };
-
-__device__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 __global__ void __launch_bounds__(kThreads) attend_forward(AttendInput in, float* attention) {
   Shared shared;
@@ -111,12 +121,56 @@ __global__ void __launch_bounds__(kThreads) attend_forward(AttendInput in, float
 #pragma unroll
   for (int i = 0; i < kRowsEach; ++i) {
     const int row = (int)threadIdx.x / kQueries + i * kRowsEach;
-    if (first_row + row >= in.rows) continue;
-    const Vec3 y = tile.whitened(query, tile.offset(row, query));
-    const float exponent = -0.5f * dot(y, y);
-    const float value = in.logarithm ? fminf(dots[i], 0.0f) - log1pf(expf(-fabsf(dots[i]))) + exponent
-                                     : logistic(dots[i]) * expf(exponent);
-    attention[(first_row + row) * in.query_count + first_query + query] = value;
+    if (first_row + row < in.rows)
+      attention[(first_row + row) * in.query_count + first_query + query] = tile.attention(in, row, query, dots[i]);
+  }
+}
+
+struct Softmax {
+  float temperature;
+  int has_rest;
+  float rest;
+};
+
+// The softmax over queries of a block's rows: a warp has eight whole rows, a lane every 32nd query. A lane keeps the
+// largest of its logits and the sum of exponentials relative to that; those of the lanes meet once, at the end.
+__global__ void __launch_bounds__(kThreads) attend_shares(AttendInput in, Softmax softmax, float* shares) {
+  Shared shared;
+  const AttendTile tile(shared);
+  const int64_t first_row = (int64_t)blockIdx.x * kRows;
+  const int lane = (int)threadIdx.x % kQueries, row = (int)threadIdx.x / kQueries;
+  tile.load_means(in, first_row);
+  float top[kRowsEach], sum[kRowsEach];
+#pragma unroll
+  for (int i = 0; i < kRowsEach; ++i) top[i] = -FLT_MAX, sum[i] = 0.0f;
+  for (int first_query = 0; first_query < in.query_count; first_query += kQueries) {
+    PB_BARRIER(shares_spatial_free);
+    tile.load_spatial(in, first_query);
+    float dots[kRowsEach];
+    tile.multiply(in, first_row, first_query, dots);
+    if (first_query + lane >= in.query_count) continue;
+#pragma unroll
+    for (int i = 0; i < kRowsEach; ++i) {
+      if (first_row + row + i * kRowsEach >= in.rows) continue;
+      // Finite, so that differences are.
+      const float logit =
+          fmaxf(softmax.temperature * tile.attention(in, row + i * kRowsEach, lane, dots[i]), -FLT_MAX);
+      const float larger = fmaxf(top[i], logit);
+      sum[i] = sum[i] * expf(top[i] - larger) + expf(logit - larger);
+      top[i] = larger;
+      shares[(first_row + row + i * kRowsEach) * in.query_count + first_query + lane] = logit;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kRowsEach; ++i) {
+    const float rest = softmax.has_rest ? softmax.temperature * softmax.rest : -FLT_MAX;
+    const float largest = fmaxf(max_lanes<kQueries>(top[i]), rest);
+    const float total =
+        sum_lanes<kQueries>(sum[i] * expf(top[i] - largest)) + (softmax.has_rest ? expf(rest - largest) : 0.0f);
+    if (first_row + row + i * kRowsEach >= in.rows) continue;
+    // A thread reads what it wrote itself.
+    float* const out = shares + (first_row + row + i * kRowsEach) * in.query_count;
+    for (int q = lane; q < in.query_count; q += kQueries) out[q] = expf(out[q] - largest) / total;
   }
 }
 
@@ -129,8 +183,10 @@ struct AttendGradient {
 };
 
 // A block goes through all queries for its rows: the gradients of the rows are written once, those of the queries are
-// added up over the blocks.
-__global__ void __launch_bounds__(kThreads) attend_backward(AttendInput in, const float* grad, AttendGradient out) {
+// added up over the blocks. With `shares`, of a softmax of this temperature, grad is that of the shares.
+template <bool softmax>
+__global__ void __launch_bounds__(kThreads) attend_backward(AttendInput in, float temperature, const float* shares,
+                                                            const float* grad, AttendGradient out) {
   Shared shared;
   const AttendTile tile(shared);
   float* const similarity = shared.take<float>(kRows * kStride);  // [64 rows, 32 queries]: dL/d(f_q . f)
@@ -139,6 +195,17 @@ __global__ void __launch_bounds__(kThreads) attend_backward(AttendInput in, cons
   const int thread = (int)threadIdx.x;
   tile.load_means(in, first_row);
   constexpr int kRowParts = kThreads / kRows, kQueryParts = kThreads / kQueries;
+  [[maybe_unused]] float mean_grad[kRowsEach];  // of the thread's rows, weighted by the shares
+  if constexpr (softmax) {
+#pragma unroll
+    for (int i = 0; i < kRowsEach; ++i) {
+      const int64_t row = first_row + thread / kQueries + i * kRowsEach;
+      float sum = 0.0f;
+      for (int q = thread % kQueries; row < in.rows && q < in.query_count; q += kQueries)
+        sum += shares[row * in.query_count + q] * grad[row * in.query_count + q];
+      mean_grad[i] = sum_lanes<kQueries>(sum);
+    }
+  }
   Vec3 grad_mean = {0, 0, 0};  // of row thread / 4, the queries that are thread modulo 4
   for (int first_query = 0; first_query < in.query_count; first_query += kQueries) {
     PB_BARRIER(attend_spatial_free);
@@ -151,7 +218,9 @@ __global__ void __launch_bounds__(kThreads) attend_backward(AttendInput in, cons
       for (int i = 0; i < kRowsEach; ++i) {
         const int row = thread / kQueries + i * kRowsEach;
         const bool present = first_row + row < in.rows && first_query + query < in.query_count;
-        float g = present ? grad[(first_row + row) * in.query_count + first_query + query] : 0.0f;
+        const int64_t at = (first_row + row) * in.query_count + first_query + query;
+        float g = present ? grad[at] : 0.0f;
+        if constexpr (softmax) g = present ? temperature * shares[at] * (g - mean_grad[i]) : 0.0f;
         const float s = logistic(dots[i]);
         if (!in.logarithm) {
           const Vec3 y = tile.whitened(query, tile.offset(row, query));
@@ -236,6 +305,9 @@ __global__ void __launch_bounds__(kThreads) attend_backward(AttendInput in, cons
   if (thread % kRowParts == 0 && first_row + row < in.rows) store3(out.means + (first_row + row) * 3, grad_mean);
 }
 
+constexpr std::size_t kBackwardShared =
+    AttendTile::bytes() + shared_bytes(kRows * kStride * sizeof(float), kRows * kStride * sizeof(float));
+
 }  // namespace
 
 extern "C" {
@@ -248,15 +320,33 @@ int pb_cuda_attend(const float* features, const float* means, const float* queri
   return launch(attend_forward, grid, kThreads, AttendTile::bytes(), stream, in, attention);
 }
 
+int pb_cuda_attend_shares(const float* features, const float* means, const float* queries, const float* query_means,
+                          const float* query_roots, int64_t rows, int dim, int query_count, int logarithm,
+                          float temperature, int has_rest, float rest, float* shares, void* stream) {
+  const AttendInput in{features, means, queries, query_means, query_roots, rows, dim, query_count, logarithm};
+  return launch(attend_shares, blocks_for(rows, kRows), kThreads, AttendTile::bytes(), stream, in,
+                Softmax{temperature, has_rest, rest}, shares);
+}
+
 int pb_cuda_attend_backward(const float* features, const float* means, const float* queries, const float* query_means,
                             const float* query_roots, int64_t rows, int dim, int query_count, int logarithm,
                             const float* grad, float* grad_features, float* grad_means, float* grad_queries,
                             float* grad_query_means, float* grad_query_roots, void* stream) {
   const AttendInput in{features, means, queries, query_means, query_roots, rows, dim, query_count, logarithm};
   const AttendGradient out{grad_features, grad_means, grad_queries, grad_query_means, grad_query_roots};
-  const std::size_t shared =
-      AttendTile::bytes() + shared_bytes(kRows * kStride * sizeof(float), kRows * kStride * sizeof(float));
-  return launch(attend_backward, blocks_for(rows, kRows), kThreads, shared, stream, in, grad, out);
+  return launch(attend_backward<false>, blocks_for(rows, kRows), kThreads, kBackwardShared, stream, in, 1.0f, nullptr,
+                grad, out);
+}
+
+int pb_cuda_attend_shares_backward(const float* features, const float* means, const float* queries,
+                                   const float* query_means, const float* query_roots, int64_t rows, int dim,
+                                   int query_count, int logarithm, float temperature, const float* shares,
+                                   const float* grad, float* grad_features, float* grad_means, float* grad_queries,
+                                   float* grad_query_means, float* grad_query_roots, void* stream) {
+  const AttendInput in{features, means, queries, query_means, query_roots, rows, dim, query_count, logarithm};
+  const AttendGradient out{grad_features, grad_means, grad_queries, grad_query_means, grad_query_roots};
+  return launch(attend_backward<true>, blocks_for(rows, kRows), kThreads, kBackwardShared, stream, in, temperature,
+                shares, grad, out);
 }
 
 }  // extern "C"

@@ -1,6 +1,7 @@
 // Blending, backward. A first sweep front to back finds where each pixel stops; the second goes back to front in batches
 // of hits: weights W [hits, pixels] again, dF = W dOut, the signal s = F dOut^T of the attached channels, and from both the
-// gradients that each pixel sends into the geometry of each hit, summed over the pixels as a handful of moments.
+// gradients that each pixel sends into the geometry of each hit, summed over the pixels as a handful of moments. dOut of
+// a tile is formed once, in shared memory, where the device has room for all of its channels; else a window at a time.
 #include "api.h"
 #include "blend.h"
 
@@ -8,22 +9,42 @@ namespace panbench {
 namespace {
 
 constexpr int kBatch = 16;
-constexpr int kChunk = 32;           // channels multiplied at a time
-constexpr int kChunkRow = kChunk + 4;  // floats between two rows of a chunk: spreads them over the banks
+constexpr int kGroup = 16;                    // channels that a warp multiplies
 constexpr int kParts = kTilePixels / kBatch;  // threads that share a hit's moments
+// Floats between the weights of two hits, between the channels of two pixels beyond those channels, and of two pixels if
+// they are few: rows next to each other lie in different banks.
+constexpr int kPixelRow = kTilePixels + 4;
+constexpr int kPad = 4;
+constexpr int kSmallRow = kSmallChannels + 1;
+constexpr int kMostItems = kBatch * kPixelRow / (kBatch * kGroup);  // products that fit the array of the signal
 
 enum Mode { kSmall, kExact, kTensor };
 
+// Gradients of what blending gives; each is null if nothing depends on it.
 struct BlendUpstream {
-  const float* image;   // [H, W, C]
-  const float* alpha;   // [H, W]
-  const float* depth;   // [H, W]
-  const float* median;  // [H, W]
+  const float* image;        // [H, W, C]
+  const float* label_image;  // [H, W, L]
+  const float* alpha;        // [H, W]
+  const float* depth;        // [H, W]
+  const float* median;       // [H, W]
+  LabelUpstream sums;
+  const float* blended_labels;  // [H, W, L]: what the forward pass gave
+  LabelTargets targets;
 };
 
 struct BlendGradient {
   float* geometry;  // [M, G]
   float* features;  // [M, C]
+  float* labels;    // [M, L]
+};
+
+// What a block does at a time: channels of a window, and how they are cut.
+struct Window {
+  int first_attached;  // channels in front of it send no gradient into geometry
+  int width;           // a multiple of kGroup
+  bool whole;          // one window has all channels
+
+  PB_HD int row() const { return width + kPad; }
 };
 
 // What a thread knows of its pixel after the first sweep.
@@ -35,7 +56,7 @@ struct PixelTrace {
 
 template <int kind>
 __device__ PixelTrace trace(const BlendInput& in, int begin, int end, const TilePixel& pixel, float* params,
-                            int& reached) {
+                            float* bounds, int& reached) {
   PixelTrace t;
   bool active = pixel.inside;
   t.stop = active ? end : begin;
@@ -45,9 +66,10 @@ __device__ PixelTrace trace(const BlendInput& in, int begin, int end, const Tile
     if (__syncthreads_count(active) == 0) break;
     const int count = end - first < kBatch ? end - first : kBatch;
     reached = first + count;
-    load_parameters<kind>(in, first, count, pixel, params);
+    load_candidates<kind>(in, first, count, pixel, params, bounds);
     PB_BARRIER(trace_loaded);
-    for (int n = 0; n < count && active; ++n) {
+    for (unsigned near = near_warp(bounds, count, active); near != 0 && active; near &= near - 1) {
+      const int n = __ffs((int)near) - 1;
       const SplatHit hit = splat_hit<kind>(params + n * kParams, pixel.x, pixel.y, in.near_plane);
       if (!hit.blended) continue;
       const float next = t.transmittance * (1.0f - hit.alpha);
@@ -63,7 +85,7 @@ __device__ PixelTrace trace(const BlendInput& in, int begin, int end, const Tile
   return t;
 }
 
-// s [16 hits, 256 pixels] += F dOut^T over a chunk: a warp has 4 hits and half of the pixels.
+// s [16 hits, 256 pixels] += F dOut^T over channels begin..end of a window: a warp has 4 hits and half of the pixels.
 class ExactSignal {
   static constexpr int kHits = 4, kPixels = 4;
   float sum_[kHits][kPixels] = {};
@@ -72,15 +94,15 @@ class ExactSignal {
   static __device__ int pixel() { return (int)threadIdx.x / 32 % 2 * 128 + (int)threadIdx.x % 32; }
 
  public:
-  __device__ void add(const float* features, const float* upstream) {
-    const float* const f = features + hit() * kChunkRow;
-    const float* const g = upstream + pixel() * kChunkRow;
-    for (int c = 0; c < kChunk; c += 4) {
+  __device__ void add(const float* features, const float* upstream, int row, int begin, int end) {
+    const float* const f = features + hit() * row;
+    const float* const g = upstream + pixel() * row;
+    for (int c = begin; c < end; c += 4) {
       float4 a[kHits], b[kPixels];
 #pragma unroll
-      for (int i = 0; i < kHits; ++i) a[i] = *reinterpret_cast<const float4*>(f + i * kChunkRow + c);
+      for (int i = 0; i < kHits; ++i) a[i] = *reinterpret_cast<const float4*>(f + i * row + c);
 #pragma unroll
-      for (int j = 0; j < kPixels; ++j) b[j] = *reinterpret_cast<const float4*>(g + j * 32 * kChunkRow + c);
+      for (int j = 0; j < kPixels; ++j) b[j] = *reinterpret_cast<const float4*>(g + j * 32 * row + c);
 #pragma unroll
       for (int i = 0; i < kHits; ++i)
 #pragma unroll
@@ -96,31 +118,34 @@ class ExactSignal {
   }
 };
 
-// partial [8, 16 hits, 32 channels] = W dOut, a warp over its 32 pixels.
-__device__ void exact_feature_gradient(const float* weights, const float* upstream, float* partial) {
-  constexpr int kSide = 4;
-  const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, hit = lane / 8, channel = lane % 8 * 4;
-  float sum[kSide][kSide] = {};
-  for (int p = warp * 32; p < warp * 32 + 32; p += 4) {
-    float4 w[kSide], g[kSide];
+// to [16 hits, 16 channels] = W dOut over the pixels begin..end, by a warp.
+struct ExactFeatureGradient {
+  static __device__ void multiply(const float* weights, const float* upstream, int row, int begin, int end, float* to) {
+    constexpr int kHits = 2, kSide = 4;
+    const int lane = (int)threadIdx.x % 32, hit = lane / 4, channel = lane % 4 * kSide;
+    float sum[kHits][kSide] = {};
+    for (int p = begin; p < end; p += kSide) {
+      float4 w[kHits], g[kSide];
 #pragma unroll
-    for (int i = 0; i < kSide; ++i) w[i] = *reinterpret_cast<const float4*>(weights + (hit + 4 * i) * kPixelRow + p);
+      for (int i = 0; i < kHits; ++i) w[i] = *reinterpret_cast<const float4*>(weights + (hit + 8 * i) * kPixelRow + p);
 #pragma unroll
-    for (int j = 0; j < kSide; ++j) g[j] = *reinterpret_cast<const float4*>(upstream + (p + j) * kChunkRow + channel);
+      for (int j = 0; j < kSide; ++j) g[j] = *reinterpret_cast<const float4*>(upstream + (p + j) * row + channel);
 #pragma unroll
-    for (int i = 0; i < kSide; ++i) {
-      sum[i][0] += w[i].x * g[0].x + w[i].y * g[1].x + (w[i].z * g[2].x + w[i].w * g[3].x);
-      sum[i][1] += w[i].x * g[0].y + w[i].y * g[1].y + (w[i].z * g[2].y + w[i].w * g[3].y);
-      sum[i][2] += w[i].x * g[0].z + w[i].y * g[1].z + (w[i].z * g[2].z + w[i].w * g[3].z);
-      sum[i][3] += w[i].x * g[0].w + w[i].y * g[1].w + (w[i].z * g[2].w + w[i].w * g[3].w);
+      for (int i = 0; i < kHits; ++i) {
+        sum[i][0] += w[i].x * g[0].x + w[i].y * g[1].x + (w[i].z * g[2].x + w[i].w * g[3].x);
+        sum[i][1] += w[i].x * g[0].y + w[i].y * g[1].y + (w[i].z * g[2].y + w[i].w * g[3].y);
+        sum[i][2] += w[i].x * g[0].z + w[i].y * g[1].z + (w[i].z * g[2].z + w[i].w * g[3].z);
+        sum[i][3] += w[i].x * g[0].w + w[i].y * g[1].w + (w[i].z * g[2].w + w[i].w * g[3].w);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < kHits; ++i)
+#pragma unroll
+      for (int k = 0; k < kSide; ++k) to[(hit + 8 * i) * kGroup + channel + k] = sum[i][k];
   }
-#pragma unroll
-  for (int i = 0; i < kSide; ++i)
-#pragma unroll
-    for (int k = 0; k < kSide; ++k) partial[(warp * kBatch + hit + 4 * i) * kChunk + channel + k] = sum[i][k];
-}
+};
 
+#if PB_TENSOR_CORES
 using Left = wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major>;
 using RightRows = wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major>;
 using RightColumns = wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::col_major>;
@@ -141,15 +166,15 @@ class TensorSignal {
     wmma::fill_fragment(sum_[0], 0.0f);
     wmma::fill_fragment(sum_[1], 0.0f);
   }
-  __device__ void add(const float* features, const float* upstream) {
-    const float* const g = upstream + threadIdx.x / 32 * 32 * kChunkRow;
-    for (int c = 0; c < kChunk; c += 8) {
+  __device__ void add(const float* features, const float* upstream, int row, int begin, int end) {
+    const float* const g = upstream + threadIdx.x / 32 * 32 * row;
+    for (int c = begin; c < end; c += 8) {
       Left f;
-      load_rounded(f, features + c, kChunkRow);
+      load_rounded(f, features + c, row);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         RightColumns b;
-        load_rounded(b, g + j * 16 * kChunkRow + c, kChunkRow);
+        load_rounded(b, g + j * 16 * row + c, row);
         wmma::mma_sync(sum_[j], f, b, sum_[j]);
       }
     }
@@ -161,127 +186,169 @@ class TensorSignal {
   }
 };
 
-// partial [4, 16 hits, 32 channels]: a warp has 16 channels and a quarter of the pixels.
-__device__ void tensor_feature_gradient(const float* weights, const float* upstream, float* partial) {
-  const int warp = (int)threadIdx.x / 32, channel = warp % 2 * 16, quarter = warp / 2;
-  Sum sum;
-  wmma::fill_fragment(sum, 0.0f);
-  for (int p = quarter * 64; p < quarter * 64 + 64; p += 8) {
-    Left w;
-    RightRows g;
-    load_rounded(w, weights + p, kPixelRow);
-    load_rounded(g, upstream + p * kChunkRow + channel, kChunkRow);
-    wmma::mma_sync(sum, w, g, sum);
+struct TensorFeatureGradient {
+  static __device__ void multiply(const float* weights, const float* upstream, int row, int begin, int end, float* to) {
+    Sum sum;
+    wmma::fill_fragment(sum, 0.0f);
+    for (int p = begin; p < end; p += 8) {
+      Left w;
+      RightRows g;
+      load_rounded(w, weights + p, kPixelRow);
+      load_rounded(g, upstream + p * row, row);
+      wmma::mma_sync(sum, w, g, sum);
+    }
+    wmma::store_matrix_sync(to, sum, kGroup, wmma::mem_row_major);
   }
-  wmma::store_matrix_sync(partial + quarter * kBatch * kChunk + channel, sum, kChunk, wmma::mem_row_major);
-}
+};
+#else
+class TensorSignal : public ExactSignal {};
+struct TensorFeatureGradient : ExactFeatureGradient {};
+#endif
 
 // Stands for the products where a thread does without them.
-struct NoSignal {};
+struct NoProduct {};
 
 template <int mode>
-struct Products;
-template <>
-struct Products<kSmall> {
-  using Signal = NoSignal;
-  static constexpr int kRows = kTilePixels * kSmallChannels, kFeatureRows = kBatch * kSmallChannels;
+struct Products {
+  using Signal = NoProduct;
+  using FeatureGradient = NoProduct;
 };
 template <>
 struct Products<kExact> {
   using Signal = ExactSignal;
-  static constexpr int kRows = kTilePixels * kChunkRow, kFeatureRows = kBatch * kChunkRow, kPartials = 8;
+  using FeatureGradient = ExactFeatureGradient;
 };
 template <>
 struct Products<kTensor> {
   using Signal = TensorSignal;
-  static constexpr int kRows = kTilePixels * kChunkRow, kFeatureRows = kBatch * kChunkRow, kPartials = 4;
+  using FeatureGradient = TensorFeatureGradient;
 };
 
-// Channels first..first + width of the upstream gradient of the tile's pixels, `stride` floats a row.
-__device__ void load_upstream(const BlendInput& in, int tile, const float* image, int first, int width, int stride,
-                              float* rows) {
+// dL/d(channel c) of a pixel inside of the image: what comes from its image, and what its labels' sums ask for.
+__device__ float channel_upstream(const BlendInput& in, const BlendUpstream& upstream, int64_t pixel, int c,
+                                  float log_total) {
+  if (c >= in.label_count)
+    return upstream.image ? upstream.image[pixel * in.feature_count + (c - in.label_count)] : 0.0f;
+  const int64_t at = pixel * in.label_count + c;
+  float gradient = upstream.label_image ? upstream.label_image[at] : 0.0f;
+  if (upstream.sums.any() && upstream.targets.semantic[pixel] > 0)
+    gradient += label_gradient(upstream.targets, upstream.sums, in.label_count, pixel, c, upstream.blended_labels[at],
+                               log_total);
+  return gradient;
+}
+
+// Channels first..first + width of the upstream gradient of the tile's pixels, `row` floats apart. log_totals [256] are
+// those of the pixels' classes.
+__device__ void load_upstream(const BlendInput& in, const BlendUpstream& upstream, int tile, int first, int width,
+                              int row, const float* log_totals, float* rows) {
   for (int i = (int)threadIdx.x; i < kTilePixels * width; i += kTilePixels) {
-    const int p = i / width, c = i % width;
-    const TilePixel pixel(in, tile, p);
-    rows[p * stride + c] =
-        pixel.inside && first + c < in.channels ? image[pixel.index * in.channels + first + c] : 0.0f;
+    const int p = i / width, c = first + i % width;
+    const TilePixel pixel(in.frame, tile, p);
+    rows[p * row + i % width] =
+        pixel.inside && c < in.channels() ? channel_upstream(in, upstream, pixel.index, c, log_totals[p]) : 0.0f;
   }
 }
 
-// The same of the features of the batch; those of detached channels count as 0.
-__device__ void load_features(const BlendInput& in, int begin, int count, int attached, int first, int width,
-                              int stride, float* rows) {
+// The same of the features of the batch; those of channels that are not attached count as 0.
+__device__ void load_features(const BlendInput& in, int begin, int count, int first_attached, int first, int width,
+                              int row, float* rows) {
   for (int i = (int)threadIdx.x; i < kBatch * width; i += kTilePixels) {
     const int hit = i / width, c = first + i % width;
-    rows[hit * stride + i % width] =
-        hit < count && c < attached ? in.features[(int64_t)in.tile_ids[begin + hit] * in.channels + c] : 0.0f;
+    rows[hit * row + i % width] = hit < count && c >= first_attached && c < in.channels()
+                                      ? *channel_at(in, in.labels, in.features, in.tile_ids[begin + hit], c)
+                                      : 0.0f;
   }
 }
 
+// In how many parts the pixels are cut, so that all warps have a share of so many groups of channels.
+__device__ int pixel_parts(int groups) { return groups > 4 ? 1 : groups > 2 ? 2 : groups > 1 ? 4 : 8; }
+
+// products [groups x parts, 16 hits, 16 channels] of a window.
 template <int mode>
-__device__ void add_feature_gradient(const BlendInput& in, int begin, int count, int first, const float* partial,
-                                     float* grad_features) {
-  for (int i = (int)threadIdx.x; i < count * kChunk; i += kTilePixels) {
-    const int hit = i / kChunk, c = first + i % kChunk;
-    if (c >= in.channels) continue;
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < Products<mode>::kPartials; ++k) sum += partial[k * kBatch * kChunk + i];
-    if (sum != 0.0f) atomicAdd(grad_features + (int64_t)in.tile_ids[begin + hit] * in.channels + c, sum);
+__device__ void multiply_window(const Window& window, const float* weights, const float* upstream, float* products) {
+  const int groups = window.width / kGroup, parts = pixel_parts(groups), pixels = kTilePixels / parts;
+  for (int item = (int)threadIdx.x / 32; item < groups * parts; item += kWarps) {
+    const int begin = item % parts * pixels;
+    Products<mode>::FeatureGradient::multiply(weights, upstream + item / parts * kGroup, window.row(), begin,
+                                              begin + pixels, products + item * (kBatch * kGroup));
   }
 }
 
-template <int kind, int mode>
-constexpr std::size_t backward_shared() {
-  return shared_bytes(kBatch * kParams * sizeof(float), kBatch * kPixelRow * sizeof(float),
-                      kBatch * kPixelRow * sizeof(float), Products<mode>::kRows * sizeof(float),
-                      Products<mode>::kFeatureRows * sizeof(float), kTilePixels * sizeof(float),
-                      kTilePixels * sizeof(float), kTilePixels * sizeof(int));
+__device__ void add_feature_gradient(const BlendInput& in, const Window& window, int begin, int count, int first,
+                                     const float* products, const BlendGradient& gradient) {
+  const int parts = pixel_parts(window.width / kGroup);
+  for (int i = (int)threadIdx.x; i < count * window.width; i += kTilePixels) {
+    const int hit = i / window.width, column = i % window.width, c = first + column;
+    if (c >= in.channels()) continue;
+    const float* const from = products + (column / kGroup * parts * kBatch + hit) * kGroup + column % kGroup;
+    float sum = 0.0f;
+    for (int k = 0; k < parts; ++k) sum += from[k * (kBatch * kGroup)];
+    if (sum != 0.0f)
+      atomicAdd(channel_at(in, gradient.labels, gradient.features, in.tile_ids[begin + hit], c), sum);
+  }
 }
 
+// Bytes of shared memory with rows of so many floats.
+constexpr std::size_t backward_shared(int row) {
+  return shared_bytes(kBatch * kParams * sizeof(float), kBatch * kBounds * sizeof(float),
+                      kBatch * kPixelRow * sizeof(float), kBatch * kPixelRow * sizeof(float),
+                      (std::size_t)kTilePixels * row * sizeof(float), (std::size_t)kBatch * row * sizeof(float),
+                      kTilePixels * sizeof(float), kTilePixels * sizeof(float), kTilePixels * sizeof(float),
+                      kTilePixels * sizeof(int), kWarps * sizeof(unsigned));
+}
+
+// At least two blocks to a multiprocessor, as far as registers go; see blend_product.
 template <int kind, int mode>
-__global__ void __launch_bounds__(kTilePixels) blend_backward(BlendInput in, int attached, BlendUpstream upstream,
+__global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, Window window, BlendUpstream upstream,
                                                               BlendGradient gradient) {
+  const int row = mode == kSmall ? kSmallRow : window.row();
   Shared shared;
   float* const params = shared.take<float>(kBatch * kParams);
+  float* const bounds = shared.take<float>(kBatch * kBounds);
   float* const weights = shared.take<float>(kBatch * kPixelRow);
-  // First the partial sums of dF, then s, then alpha dL/dalpha.
+  // First the products of dF, then s, then alpha dL/dalpha.
   float* const signal = shared.take<float>(kBatch * kPixelRow);
-  float* const rows = shared.take<float>(Products<mode>::kRows);
-  float* const features = shared.take<float>(Products<mode>::kFeatureRows);
+  float* const rows = shared.take<float>(kTilePixels * row);
+  float* const features = shared.take<float>(kBatch * row);
+  float* const log_totals = shared.take<float>(kTilePixels);
   float* const depth_gradients = shared.take<float>(kTilePixels);
   float* const median_gradients = shared.take<float>(kTilePixels);
   int* const medians = shared.take<int>(kTilePixels);
+  unsigned* const touched = shared.take<unsigned>(kWarps);  // hits that a warp's pixels may have
 
   const int tile = (int)blockIdx.x, thread = (int)threadIdx.x;
   const int begin = in.tile_offsets[tile], end = in.tile_offsets[tile + 1];
   if (begin == end) return;
-  const TilePixel pixel(in, tile, thread);
+  const TilePixel pixel(in.frame, tile, thread);
+  const LabelTargets& targets = upstream.targets;
+  // Read behind the barriers of the first sweep.
+  if (targets.logits && targets.classes > 0 && upstream.sums.entropy && pixel.inside)
+    log_totals[thread] = log_total(upstream.blended_labels + pixel.index * in.label_count, targets.classes);
   int reached;
-  const PixelTrace traced = trace<kind>(in, begin, end, pixel, params, reached);
+  const PixelTrace traced = trace<kind>(in, begin, end, pixel, params, bounds, reached);
 
-  const float grad_depth = pixel.inside ? upstream.depth[pixel.index] : 0.0f;
-  const float open = pixel.inside ? traced.transmittance * upstream.alpha[pixel.index] : 0.0f;
+  const float grad_depth = pixel.inside && upstream.depth ? upstream.depth[pixel.index] : 0.0f;
+  const float open = pixel.inside && upstream.alpha ? traced.transmittance * upstream.alpha[pixel.index] : 0.0f;
   depth_gradients[thread] = grad_depth;
-  median_gradients[thread] = pixel.inside ? upstream.median[pixel.index] : 0.0f;
+  median_gradients[thread] = pixel.inside && upstream.median ? upstream.median[pixel.index] : 0.0f;
   medians[thread] = traced.median;
-  // A tile's upstream gradient that is one chunk is read once.
-  const bool resident = mode == kSmall || in.channels <= kChunk;
-  if (mode == kSmall) load_upstream(in, tile, upstream.image, 0, kSmallChannels, kSmallChannels, rows);
-  if (mode != kSmall && resident) load_upstream(in, tile, upstream.image, 0, kChunk, kChunkRow, rows);
+  if (mode == kSmall) load_upstream(in, upstream, tile, 0, kSmallChannels, row, log_totals, rows);
+  if (mode != kSmall && window.whole) load_upstream(in, upstream, tile, 0, window.width, row, log_totals, rows);
 
   float transmittance = traced.transmittance, behind = 0.0f;
   for (int first = begin + (reached - begin - 1) / kBatch * kBatch; first >= begin; first -= kBatch) {
     const int count = reached - first < kBatch ? reached - first : kBatch;
     PB_BARRIER(backward_batch);
-    load_parameters<kind>(in, first, count, pixel, params);
+    load_candidates<kind>(in, first, count, pixel, params, bounds);
     if constexpr (mode == kSmall)
-      load_features(in, first, count, attached, 0, kSmallChannels, kSmallChannels, features);
+      load_features(in, first, count, window.first_attached, 0, kSmallChannels, row, features);
     PB_BARRIER(backward_loaded);
+    const unsigned near = near_warp(bounds, count, first < traced.stop);
+    if (thread % 32 == 0) touched[thread / 32] = near;
     float after = transmittance;
     for (int n = kBatch - 1; n >= 0; --n) {
       float weight = 0.0f;
-      if (n < count && first + n < traced.stop) {
+      if ((near >> n & 1) != 0 && first + n < traced.stop) {
         const SplatHit hit = splat_hit<kind>(params + n * kParams, pixel.x, pixel.y, in.near_plane);
         if (hit.blended) {
           after /= 1.0f - hit.alpha;
@@ -292,25 +359,23 @@ __global__ void __launch_bounds__(kTilePixels) blend_backward(BlendInput in, int
     }
     if constexpr (mode != kSmall) {
       typename Products<mode>::Signal s;
-      for (int c = 0; c < in.channels; c += kChunk) {
-        if (!resident || c == 0) {
-          if (!resident) load_upstream(in, tile, upstream.image, c, kChunk, kChunkRow, rows);
-          load_features(in, first, count, attached, c, kChunk, kChunkRow, features);
-        }
-        PB_BARRIER(chunk_loaded);
-        if (c < attached) s.add(features, rows);
-        if constexpr (mode == kExact)
-          exact_feature_gradient(weights, rows, signal);
-        else
-          tensor_feature_gradient(weights, rows, signal);
-        PB_BARRIER(chunk_multiplied);
-        add_feature_gradient<mode>(in, first, count, c, signal, gradient.features);
+      for (int c = 0; c < in.channels(); c += window.width) {
+        if (!window.whole) load_upstream(in, upstream, tile, c, window.width, row, log_totals, rows);
+        load_features(in, first, count, window.first_attached, c, window.width, row, features);
+        PB_BARRIER(window_loaded);
+        const int skipped = window.first_attached > c ? (window.first_attached - c) / kGroup * kGroup : 0;
+        s.add(features, rows, row, skipped, window.width);
+        multiply_window<mode>(window, weights, rows, signal);
+        PB_BARRIER(window_multiplied);
+        add_feature_gradient(in, window, first, count, c, signal, gradient);
       }
-      PB_BARRIER(partials_read);
+      PB_BARRIER(products_read);
       s.write(signal);
       PB_BARRIER(signal_written);
     }
-    for (int n = count - 1; n >= 0; --n) {
+    for (unsigned left = near; left != 0;) {
+      const int n = 31 - __clz((int)left);
+      left &= ~(1u << n);
       const float weight = weights[n * kPixelRow + thread];
       float grad_log = 0.0f;
       if (weight > 0.0f) {
@@ -320,8 +385,7 @@ __global__ void __launch_bounds__(kTilePixels) blend_backward(BlendInput in, int
         float s = hit.depth * grad_depth;
         if constexpr (mode == kSmall) {
 #pragma unroll
-          for (int c = 0; c < kSmallChannels; ++c)
-            s += features[n * kSmallChannels + c] * rows[thread * kSmallChannels + c];
+          for (int c = 0; c < kSmallChannels; ++c) s += features[n * row + c] * rows[thread * row + c];
         } else {
           s += signal[n * kPixelRow + thread];
         }
@@ -332,23 +396,23 @@ __global__ void __launch_bounds__(kTilePixels) blend_backward(BlendInput in, int
       signal[n * kPixelRow + thread] = grad_log;
     }
     PB_BARRIER(gradients_written);
-    // Sixteen threads to a hit, each with a column of pixels.
+    // Sixteen threads to a hit, each with every sixteenth pixel.
     const int hit = thread / kParts, part = thread % kParts;
     float moments[kMoments<kind>] = {};
     [[maybe_unused]] float sums[kSmallChannels] = {};
     if (hit < count) {
       const float* const p = params + hit * kParams;
-      for (int i = 0; i < kTilePixels / kParts; ++i) {
-        const int at = i * kParts + part;
+      for (int at = part; at < kTilePixels; at += kParts) {
+        if ((touched[at / 32] >> hit & 1) == 0) continue;
         const float weight = weights[hit * kPixelRow + at];
         if (weight == 0.0f) continue;
         const float grad_hit =
             weight * depth_gradients[at] + (medians[at] == first + hit ? median_gradients[at] : 0.0f);
-        add_moments<kind>(p, (float)(at % kTile) + 0.5f, (float)(at / kTile) + 0.5f, signal[hit * kPixelRow + at],
+        add_moments<kind>(p, (float)tile_column(at) + 0.5f, (float)tile_row(at) + 0.5f, signal[hit * kPixelRow + at],
                           grad_hit, moments);
         if constexpr (mode == kSmall) {
 #pragma unroll
-          for (int c = 0; c < kSmallChannels; ++c) sums[c] += weight * rows[at * kSmallChannels + c];
+          for (int c = 0; c < kSmallChannels; ++c) sums[c] += weight * rows[at * row + c];
         }
       }
     }
@@ -358,49 +422,76 @@ __global__ void __launch_bounds__(kTilePixels) blend_backward(BlendInput in, int
 #pragma unroll
       for (int c = 0; c < kSmallChannels; ++c) sums[c] = sum_lanes<kParts>(sums[c]);
     }
-    if (hit >= count || part != 0) continue;
+    if (hit >= count) continue;
+    // All sixteen have the sums: each adds one entry of the row, so that they are one access to memory.
     constexpr int kWidth = kind == kDisc ? kDiscGeometry : kEllipsoidGeometry;
     const int32_t id = in.tile_ids[first + hit];
-    float row[kDiscGeometry];
-    geometry_gradient(kind, geometry_row<kind>(in, id), pixel.x0, pixel.y0, moments, row);
+    float out[kDiscGeometry];
+    geometry_gradient(kind, geometry_row<kind>(in, id), pixel.x0, pixel.y0, moments, out);
+    float mine = 0.0f;
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) atomicAdd(gradient.geometry + (int64_t)id * kWidth + k, row[k]);
+    for (int k = 0; k < kWidth; ++k) mine = k == part ? out[k] : mine;
+    if (mine != 0.0f) atomicAdd(gradient.geometry + (int64_t)id * kWidth + part, mine);
     if constexpr (mode == kSmall) {
 #pragma unroll
-      for (int c = 0; c < kSmallChannels; ++c)
-        if (c < in.channels) atomicAdd(gradient.features + (int64_t)id * in.channels + c, sums[c]);
+      for (int c = 0; c < kSmallChannels; ++c) mine = c == part ? sums[c] : mine;
+      if (part < in.channels()) atomicAdd(channel_at(in, gradient.labels, gradient.features, id, part), mine);
     }
   }
 }
 
+// All channels at a time where that fits, else as many as leave room for a second block.
+Window window_of(const BlendInput& in, int first_attached) {
+  const int groups = (int)blocks_for(in.channels(), kGroup);
+  const std::size_t limit = shared_limit();
+  if (groups <= kMostItems && backward_shared(groups * kGroup + kPad) <= limit)
+    return {first_attached, groups * kGroup, true};
+  const bool wide = backward_shared(2 * kGroup + kPad) <= limit;
+  return {first_attached, wide ? 2 * kGroup : kGroup, false};
+}
+
 template <int kind, int mode>
-int start(const BlendInput& in, int attached, const BlendUpstream& upstream, const BlendGradient& gradient,
+int start(const BlendInput& in, int first_attached, const BlendUpstream& upstream, const BlendGradient& gradient,
           void* stream) {
-  return launch(blend_backward<kind, mode>, tile_count(in), kTilePixels, backward_shared<kind, mode>(), stream, in,
-                attached, upstream, gradient);
+  const Window window = mode == kSmall ? Window{first_attached, kSmallChannels, true} : window_of(in, first_attached);
+  const std::size_t shared = backward_shared(mode == kSmall ? kSmallRow : window.row());
+  return launch(blend_backward<kind, mode>, tile_count(in.frame), kTilePixels, shared, stream, in, window, upstream,
+                gradient);
 }
 
 template <int kind>
-int start_mode(const BlendInput& in, int attached, const BlendUpstream& upstream, const BlendGradient& gradient,
+int start_mode(const BlendInput& in, int first_attached, const BlendUpstream& upstream, const BlendGradient& gradient,
                bool tf32, void* stream) {
-  if (in.channels <= kSmallChannels) return start<kind, kSmall>(in, attached, upstream, gradient, stream);
-  return tf32 ? start<kind, kTensor>(in, attached, upstream, gradient, stream)
-              : start<kind, kExact>(in, attached, upstream, gradient, stream);
+  if (in.channels() <= kSmallChannels) return start<kind, kSmall>(in, first_attached, upstream, gradient, stream);
+  return tf32 ? start<kind, kTensor>(in, first_attached, upstream, gradient, stream)
+              : start<kind, kExact>(in, first_attached, upstream, gradient, stream);
 }
 
 }  // namespace
 
-extern "C" int pb_cuda_blend_backward(const float* geometry, const float* features, const int32_t* tile_offsets,
-                                      const int32_t* tile_ids, int width, int height, int channels, int attached,
-                                      int kind, float near_plane, int tf32, const float* grad_image,
-                                      const float* grad_alpha, const float* grad_depth, const float* grad_median,
-                                      float* grad_geometry, float* grad_features, void* stream) {
-  const BlendInput in =
-      blend_input(geometry, features, tile_offsets, tile_ids, width, height, channels, near_plane);
-  const BlendUpstream upstream{grad_image, grad_alpha, grad_depth, grad_median};
-  const BlendGradient gradient{grad_geometry, grad_features};
-  return kind == kEllipsoid ? start_mode<kEllipsoid>(in, attached, upstream, gradient, tf32 != 0, stream)
-                            : start_mode<kDisc>(in, attached, upstream, gradient, tf32 != 0, stream);
+extern "C" int pb_cuda_blend_backward(
+    const float* geometry, const float* features, const float* labels, const int32_t* tile_offsets,
+    const int32_t* tile_ids, int64_t visible, int width, int height, int feature_count, int label_count, int kind,
+    int detached, float near_plane, int tf32, const int32_t* semantic, const int32_t* mask, const float* weight,
+    int masks, int classes, int first_query, int logits, float epsilon, const float* label_image,
+    const float* grad_image, const float* grad_label_image, const float* grad_alpha, const float* grad_depth,
+    const float* grad_median, const float* grad_entropy, const float* grad_presence, const float* grad_overlap,
+    float* bounds, float* grad_geometry, float* grad_features, float* grad_labels, void* stream) {
+  const LabelUpstream sums{grad_entropy, grad_presence, grad_overlap};
+  const BlendUpstream upstream{grad_image, grad_label_image, grad_alpha,
+                               grad_depth, grad_median,      semantic ? sums : LabelUpstream{},
+                               label_image, {semantic, mask, weight, masks, classes, first_query, logits, epsilon}};
+  // Channels that nothing depends on are left out.
+  const int live_features = grad_image ? feature_count : 0;
+  const int live_labels = grad_label_image || upstream.sums.any() ? label_count : 0;
+  const BlendInput in{frame_of(width, height), geometry, bounds,        features,    labels,
+                      tile_offsets,            tile_ids, live_features, live_labels, near_plane};
+  const BlendGradient gradient{grad_geometry, grad_features, grad_labels};
+  const int first_attached = detached ? live_labels : 0;
+  const int error = write_bounds(geometry, visible, kind, in.frame, bounds, stream);
+  if (error) return error;
+  return kind == kEllipsoid ? start_mode<kEllipsoid>(in, first_attached, upstream, gradient, tf32 != 0, stream)
+                            : start_mode<kDisc>(in, first_attached, upstream, gradient, tf32 != 0, stream);
 }
 
 }  // namespace panbench

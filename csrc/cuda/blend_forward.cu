@@ -7,12 +7,16 @@ namespace panbench {
 namespace {
 
 constexpr int kBatch = 32;
+constexpr int kWidest = 128;  // channels of a block
 
 struct BlendOutput {
-  float* image;
-  float* alpha;
+  float* image;        // [H, W, C]
+  float* label_image;  // [H, W, L]
+  float* alpha;        // [H, W], null in a launch that leaves these three to another
   float* depth;
   float* median;
+  LabelTargets targets;  // those of a launch that has all labels
+  LabelTotals totals;
 };
 
 // What a pixel carries from hit to hit.
@@ -39,21 +43,29 @@ struct PixelState {
   }
 
   __device__ void write(const TilePixel& pixel, const BlendOutput& out) const {
-    if (!pixel.inside) return;
+    if (!pixel.inside || !out.alpha) return;
     out.alpha[pixel.index] = 1.0f - transmittance;
     out.depth[pixel.index] = depth;
     out.median[pixel.index] = median;
   }
 };
 
+// Sums of the labels of a tile that the block has just written.
+__device__ void add_sums(const BlendInput& in, int tile, const BlendOutput& out) {
+  if (!out.targets.semantic) return;
+  PB_BARRIER(labels_written);
+  add_tile_sums(in.frame, tile, out.label_image, in.label_count, out.targets, out.totals);
+}
+
 // Few channels: a thread adds up those of its pixel.
 template <int kind>
 __global__ void __launch_bounds__(kTilePixels) blend_small(BlendInput in, BlendOutput out) {
   Shared shared;
   float* const params = shared.take<float>(kBatch * kParams);
+  float* const bounds = shared.take<float>(kBatch * kBounds);
   float* const features = shared.take<float>(kBatch * kSmallChannels);
   const int tile = (int)blockIdx.x, thread = (int)threadIdx.x;
-  const TilePixel pixel(in, tile, thread);
+  const TilePixel pixel(in.frame, tile, thread);
   PixelState state;
   state.active = pixel.inside;
   float sum[kSmallChannels] = {};
@@ -62,13 +74,15 @@ __global__ void __launch_bounds__(kTilePixels) blend_small(BlendInput in, BlendO
     // Also keeps this batch from overwriting the last one while a thread still reads it.
     if (__syncthreads_count(state.active) == 0) break;
     const int count = end - first < kBatch ? end - first : kBatch;
-    load_parameters<kind>(in, first, count, pixel, params);
+    load_candidates<kind>(in, first, count, pixel, params, bounds);
     const int hit = thread / kSmallChannels, channel = thread % kSmallChannels;
     if (hit < count)
-      features[thread] =
-          channel < in.channels ? in.features[(int64_t)in.tile_ids[first + hit] * in.channels + channel] : 0.0f;
+      features[thread] = channel < in.channels()
+                             ? *channel_at(in, in.labels, in.features, in.tile_ids[first + hit], channel)
+                             : 0.0f;
     PB_BARRIER(small_loaded);
-    for (int n = 0; n < count && state.active; ++n) {
+    for (unsigned near = near_warp(bounds, count, state.active); near != 0; near &= near - 1) {
+      const int n = __ffs((int)near) - 1;
       const float weight = state.blend<kind>(params + n * kParams, pixel, in.near_plane);
       if (weight == 0.0f) continue;
 #pragma unroll
@@ -76,27 +90,36 @@ __global__ void __launch_bounds__(kTilePixels) blend_small(BlendInput in, BlendO
     }
   }
   state.write(pixel, out);
-  if (!pixel.inside) return;
+  if (pixel.inside) {
 #pragma unroll
-  for (int c = 0; c < kSmallChannels; ++c)
-    if (c < in.channels) out.image[pixel.index * in.channels + c] = sum[c];
+    for (int c = 0; c < kSmallChannels; ++c)
+      if (c < in.channels()) *channel_at(in, out.label_image, out.image, pixel.index, c) = sum[c];
+  }
+  add_sums(in, tile, out);
 }
 
-// Out [256 pixels, channels] += W^T F in fp32: a thread has 8 pixels and every eighth group of `vector` channels.
+// Floats between the weights of two hits, and between their features: four rows of eight lie in different banks.
+constexpr int kPixelRow = kTilePixels + 8;
+template <int channels>
+constexpr int kFeatureRow = channels + 8;
+
+// Out [256 pixels, channels] += W^T F in fp32: a thread has as many pixels as there are threads to a pixel, and every
+// such group of four channels. Only hits that touch the warp are multiplied.
 template <int channels>
 class ExactProduct {
-  static constexpr int kPixels = 8, kLanes = 8, kVector = channels / kLanes < 4 ? channels / kLanes : 4;
-  static constexpr int kGroups = channels / kLanes / kVector;
-  float sum_[kPixels][kGroups * kVector] = {};
+  static constexpr int kLanes = channels / 4 < 8 ? channels / 4 : 8, kPixels = kLanes;
+  static constexpr int kGroups = channels / kLanes / 4;
+  float sum_[kPixels][kGroups * 4] = {};
 
  public:
-  static constexpr int kStaging = 0;
+  static constexpr int kStaging = 0, kWhole = 1;  // weights of a run of so many hits must be there if one is
 
-  __device__ void add(const float* weights, const float* features, int count) {
+  __device__ void add(const float* weights, const float* features, unsigned near) {
     const float* const w = weights + threadIdx.x / kLanes * kPixels;
-    const float* const f = features + threadIdx.x % kLanes * kVector;
-    for (int n = 0; n < count; ++n) {
-      float a[kPixels], b[kGroups * kVector];
+    const float* const f = features + threadIdx.x % kLanes * 4;
+    for (; near != 0; near &= near - 1) {
+      const int n = __ffs((int)near) - 1;
+      float a[kPixels], b[kGroups * 4];
 #pragma unroll
       for (int i = 0; i < kPixels; i += 4) {
         const float4 v = *reinterpret_cast<const float4*>(w + n * kPixelRow + i);
@@ -104,44 +127,45 @@ class ExactProduct {
       }
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
-        const float4 v = *reinterpret_cast<const float4*>(f + n * channels + g * kLanes * kVector);
+        const float4 v = *reinterpret_cast<const float4*>(f + n * kFeatureRow<channels> + g * kLanes * 4);
         b[4 * g] = v.x, b[4 * g + 1] = v.y, b[4 * g + 2] = v.z, b[4 * g + 3] = v.w;
       }
 #pragma unroll
       for (int i = 0; i < kPixels; ++i)
 #pragma unroll
-        for (int j = 0; j < kGroups * kVector; ++j) sum_[i][j] += a[i] * b[j];
+        for (int j = 0; j < kGroups * 4; ++j) sum_[i][j] += a[i] * b[j];
     }
   }
 
-  // Channels first..first + channels of the image.
-  __device__ void write(const BlendInput& in, int tile, int first, float*, float* image) const {
+  // Channels first..first + channels.
+  __device__ void write(const BlendInput& in, int tile, int first, float*, const BlendOutput& out) const {
     const int lane = (int)threadIdx.x % kLanes;
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      const TilePixel pixel(in, tile, (int)threadIdx.x / kLanes * kPixels + i);
+      const TilePixel pixel(in.frame, tile, (int)threadIdx.x / kLanes * kPixels + i);
       if (!pixel.inside) continue;
 #pragma unroll
       for (int g = 0; g < kGroups; ++g)
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) {
-          const int c = first + (g * kLanes + lane) * kVector + k;
-          if (c < in.channels) image[pixel.index * in.channels + c] = sum_[i][g * kVector + k];
+        for (int k = 0; k < 4; ++k) {
+          const int c = first + (g * kLanes + lane) * 4 + k;
+          if (c < in.channels()) *channel_at(in, out.label_image, out.image, pixel.index, c) = sum_[i][g * 4 + k];
         }
     }
   }
 };
 
+#if PB_TENSOR_CORES
 // The same on tensor cores, factors rounded to TF32: a warp has 32 pixels and all channels.
 template <int channels>
 class TensorProduct {
-  static constexpr int kSide = 16, kDepth = 8, kWarps = kTilePixels / 32, kRows = 2, kColumns = channels / kSide;
+  static constexpr int kSide = 16, kDepth = 8, kRows = 2, kColumns = channels / kSide;
   using Weights = wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::col_major>;
   using Features = wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major>;
   wmma::fragment<wmma::accumulator, 16, 16, 8, float> sum_[kRows][kColumns];
 
  public:
-  static constexpr int kStaging = kWarps * kSide * kSide;
+  static constexpr int kStaging = kWarps * kSide * kSide, kWhole = kDepth;
 
   __device__ TensorProduct() {
 #pragma unroll
@@ -150,9 +174,10 @@ class TensorProduct {
       for (int j = 0; j < kColumns; ++j) wmma::fill_fragment(sum_[i][j], 0.0f);
   }
 
-  __device__ void add(const float* weights, const float* features, int count) {
+  __device__ void add(const float* weights, const float* features, unsigned near) {
     const float* const w = weights + threadIdx.x / 32 * (kRows * kSide);
-    for (int n = 0; n < count; n += kDepth) {
+    for (int n = 0; n < kBatch; n += kDepth) {
+      if ((near >> n & 0xff) == 0) continue;
       Weights a[kRows];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
@@ -162,7 +187,7 @@ class TensorProduct {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
         Features b;
-        wmma::load_matrix_sync(b, features + n * channels + j * kSide, channels);
+        wmma::load_matrix_sync(b, features + n * kFeatureRow<channels> + j * kSide, kFeatureRow<channels>);
         for (int k = 0; k < b.num_elements; ++k) b.x[k] = wmma::__float_to_tf32(b.x[k]);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) wmma::mma_sync(sum_[i][j], a[i], b, sum_[i][j]);
@@ -170,7 +195,7 @@ class TensorProduct {
     }
   }
 
-  __device__ void write(const BlendInput& in, int tile, int first, float* staging, float* image) const {
+  __device__ void write(const BlendInput& in, int tile, int first, float* staging, const BlendOutput& out) const {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     float* const mine = staging + warp * kSide * kSide;
 #pragma unroll
@@ -181,24 +206,31 @@ class TensorProduct {
         wmma::store_matrix_sync(mine, sum_[i][j], kSide, wmma::mem_row_major);
         PB_WARP_BARRIER(staging_written);
         for (int k = lane; k < kSide * kSide; k += 32) {
-          const TilePixel pixel(in, tile, (warp * kRows + i) * kSide + k / kSide);
+          const TilePixel pixel(in.frame, tile, (warp * kRows + i) * kSide + k / kSide);
           const int c = first + j * kSide + k % kSide;
-          if (pixel.inside && c < in.channels) image[pixel.index * in.channels + c] = mine[k];
+          if (pixel.inside && c < in.channels())
+            *channel_at(in, out.label_image, out.image, pixel.index, c) = mine[k];
         }
       }
   }
 };
+#else
+template <int channels>
+class TensorProduct : public ExactProduct<channels> {};
+#endif
 
 // Any number of channels, `channels` of them to a block; blockIdx.y says which.
+// Told how many blocks a multiprocessor should hold: left alone, the compiler spills registers to have one more.
 template <int kind, int channels, template <int> class Product>
-__global__ void __launch_bounds__(kTilePixels) blend_product(BlendInput in, BlendOutput out) {
+__global__ void __launch_bounds__(kTilePixels, channels <= 64 ? 2 : 1) blend_product(BlendInput in, BlendOutput out) {
   Shared shared;
   float* const params = shared.take<float>(kBatch * kParams);
+  float* const bounds = shared.take<float>(kBatch * kBounds);
   float* const weights = shared.take<float>(kBatch * kPixelRow);
-  float* const features = shared.take<float>(kBatch * channels);
+  float* const features = shared.take<float>(kBatch * kFeatureRow<channels>);
   float* const staging = shared.take<float>(Product<channels>::kStaging);
   const int tile = (int)blockIdx.x, thread = (int)threadIdx.x, first_channel = (int)blockIdx.y * channels;
-  const TilePixel pixel(in, tile, thread);
+  const TilePixel pixel(in.frame, tile, thread);
   PixelState state;
   state.active = pixel.inside;
   Product<channels> product;
@@ -207,64 +239,100 @@ __global__ void __launch_bounds__(kTilePixels) blend_product(BlendInput in, Blen
     // Also keeps this batch from overwriting the last one while a thread still reads it.
     if (__syncthreads_count(state.active) == 0) break;
     const int count = end - first < kBatch ? end - first : kBatch;
-    load_parameters<kind>(in, first, count, pixel, params);
+    load_candidates<kind>(in, first, count, pixel, params, bounds);
     for (int i = thread; i < kBatch * channels; i += kTilePixels) {
       const int hit = i / channels, c = first_channel + i % channels;
-      features[i] = hit < count && c < in.channels
-                        ? in.features[(int64_t)in.tile_ids[first + hit] * in.channels + c]
-                        : 0.0f;
+      features[hit * kFeatureRow<channels> + i % channels] =
+          hit < count && c < in.channels() ? *channel_at(in, in.labels, in.features, in.tile_ids[first + hit], c)
+                                           : 0.0f;
     }
     PB_BARRIER(product_loaded);
-    for (int n = 0; n < kBatch; ++n)
+    const unsigned near = near_warp(bounds, count, state.active);
+    constexpr int kWhole = Product<channels>::kWhole;
+    constexpr unsigned kRun = (1u << kWhole) - 1;
+    for (int n = 0; n < kBatch; ++n) {
+      if ((near >> (n / kWhole * kWhole) & kRun) == 0) continue;
       weights[n * kPixelRow + thread] =
-          n < count ? state.blend<kind>(params + n * kParams, pixel, in.near_plane) : 0.0f;
+          near >> n & 1 ? state.blend<kind>(params + n * kParams, pixel, in.near_plane) : 0.0f;
+    }
     // A warp multiplies the weights of its own pixels only.
     PB_WARP_BARRIER(product_weighed);
-    product.add(weights, features, count);
+    product.add(weights, features, near);
   }
   if (first_channel == 0) state.write(pixel, out);
-  product.write(in, tile, first_channel, staging, out.image);
+  product.write(in, tile, first_channel, staging, out);
+  add_sums(in, tile, out);
 }
 
 template <int kind>
 int start_small(const BlendInput& in, const BlendOutput& out, void* stream) {
-  const std::size_t shared =
-      shared_bytes(kBatch * kParams * sizeof(float), kBatch * kSmallChannels * sizeof(float));
-  return launch(blend_small<kind>, tile_count(in), kTilePixels, shared, stream, in, out);
+  const std::size_t shared = shared_bytes(kBatch * kParams * sizeof(float), kBatch * kBounds * sizeof(float),
+                                          kBatch * kSmallChannels * sizeof(float));
+  return launch(blend_small<kind>, tile_count(in.frame), kTilePixels, shared, stream, in, out);
 }
 
 template <int kind, int channels, template <int> class Product>
 int start_product(const BlendInput& in, const BlendOutput& out, void* stream) {
   const std::size_t shared =
-      shared_bytes(kBatch * kParams * sizeof(float), kBatch * kPixelRow * sizeof(float),
-                   kBatch * channels * sizeof(float), Product<channels>::kStaging * sizeof(float));
-  const dim3 grid(tile_count(in), blocks_for(in.channels, channels));
+      shared_bytes(kBatch * kParams * sizeof(float), kBatch * kBounds * sizeof(float),
+                   kBatch * kPixelRow * sizeof(float), kBatch * kFeatureRow<channels> * sizeof(float),
+                   Product<channels>::kStaging * sizeof(float));
+  const dim3 grid(tile_count(in.frame), blocks_for(in.channels(), channels));
   return launch(blend_product<kind, channels, Product>, grid, kTilePixels, shared, stream, in, out);
 }
 
+// As many blocks to a tile as have to be, each with an equal share of the channels.
 template <int kind, template <int> class Product>
 int start_width(const BlendInput& in, const BlendOutput& out, void* stream) {
-  if (in.channels <= 32) return start_product<kind, 32, Product>(in, out, stream);
-  if (in.channels <= 64) return start_product<kind, 64, Product>(in, out, stream);
-  return start_product<kind, 128, Product>(in, out, stream);
+  const unsigned share = blocks_for(in.channels(), blocks_for(in.channels(), kWidest));
+  if (share <= 16) return start_product<kind, 16, Product>(in, out, stream);
+  if (share <= 32) return start_product<kind, 32, Product>(in, out, stream);
+  if (share <= 64) return start_product<kind, 64, Product>(in, out, stream);
+  return start_product<kind, kWidest, Product>(in, out, stream);
 }
 
 template <int kind>
 int start(const BlendInput& in, const BlendOutput& out, bool tf32, void* stream) {
-  if (in.channels <= kSmallChannels) return start_small<kind>(in, out, stream);
+  if (in.channels() <= kSmallChannels) return start_small<kind>(in, out, stream);
   return tf32 ? start_width<kind, TensorProduct>(in, out, stream) : start_width<kind, ExactProduct>(in, out, stream);
+}
+
+// Labels and features by themselves where a block could not have both: labels that one block has are summed there.
+template <int kind>
+int start_all(const BlendInput& in, const BlendOutput& out, bool tf32, void* stream) {
+  if (in.channels() <= kWidest || in.label_count == 0 || in.feature_count == 0)
+    return start<kind>(in, out, tf32, stream);
+  BlendInput labels = in, features = in;
+  labels.feature_count = features.label_count = 0;
+  BlendOutput rest = out;
+  rest.alpha = rest.depth = rest.median = nullptr;
+  rest.targets.semantic = nullptr;
+  const int error = start<kind>(labels, out, tf32, stream);
+  return error ? error : start<kind>(features, rest, tf32, stream);
 }
 
 }  // namespace
 
-extern "C" int pb_cuda_blend(const float* geometry, const float* features, const int32_t* tile_offsets,
-                             const int32_t* tile_ids, int width, int height, int channels, int kind, float near_plane,
-                             int tf32, float* image, float* alpha, float* depth, float* median, void* stream) {
-  const BlendInput in =
-      blend_input(geometry, features, tile_offsets, tile_ids, width, height, channels, near_plane);
-  const BlendOutput out{image, alpha, depth, median};
-  return kind == kEllipsoid ? start<kEllipsoid>(in, out, tf32 != 0, stream)
-                            : start<kDisc>(in, out, tf32 != 0, stream);
+extern "C" int pb_cuda_blend(const float* geometry, const float* features, const float* labels,
+                             const int32_t* tile_offsets, const int32_t* tile_ids, int64_t visible, int width,
+                             int height, int feature_count, int label_count, int kind, float near_plane, int tf32,
+                             const int32_t* semantic, const int32_t* mask, const float* weight, int masks, int classes,
+                             int first_query, int logits, float epsilon, float* bounds, float* image,
+                             float* label_image, float* alpha, float* depth, float* median, double* sums,
+                             void* stream) {
+  const BlendInput in{frame_of(width, height), geometry,    bounds,        features,   labels,
+                      tile_offsets,            tile_ids,    feature_count, label_count, near_plane};
+  const LabelTargets targets{semantic, mask, weight, masks, classes, first_query, logits, epsilon};
+  const bool one_block = label_count <= kWidest;
+  BlendOutput out{image, label_image, alpha, depth, median, targets, label_totals(sums, label_count - first_query)};
+  if (!one_block) out.targets.semantic = nullptr;
+  int error = write_bounds(geometry, visible, kind, in.frame, bounds, stream);
+  if (!error)
+    error = kind == kEllipsoid ? start_all<kEllipsoid>(in, out, tf32 != 0, stream)
+                               : start_all<kDisc>(in, out, tf32 != 0, stream);
+  if (error || one_block || !semantic) return error;
+  return pb_cuda_label_sums(label_image, width, height, label_count, semantic, mask, weight, masks, classes,
+                            first_query, logits, epsilon, sums, stream);
 }
 
 }  // namespace panbench

@@ -60,6 +60,27 @@ __device__ T sum_lanes(T value) {
   return value;
 }
 
+// Largest value of the same lanes.
+template <int width>
+__device__ float max_lanes(float value) {
+#pragma unroll
+  for (int offset = width / 2; offset > 0; offset /= 2)
+    value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, offset));
+  return value;
+}
+
+// Bytes of shared memory that a block may have on the current device.
+inline std::size_t shared_limit() {
+#ifdef PB_EMULATE
+  return emu::shared_limit();
+#else
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return (std::size_t)bytes;
+#endif
+}
+
 inline unsigned blocks_for(int64_t count, int64_t per_block) { return (unsigned)((count + per_block - 1) / per_block); }
 
 // Starts a kernel on a stream. Returns 0 or an error code for pb_cuda_error. A grid without blocks is no error.

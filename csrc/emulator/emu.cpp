@@ -119,7 +119,8 @@ struct Machine {
   std::vector<Meeting> warps;
   std::vector<uint64_t> slots;
   std::vector<SharedArray> shared;
-  std::size_t shared_limit = 0;
+  std::size_t shared_asked = 0;
+  std::size_t shared_limit = 227 * 1024;
   std::string failure;
 } machine;
 
@@ -215,7 +216,11 @@ bool launch(dim3 grid, unsigned threads, std::size_t shared_bytes, const std::fu
   machine.failure.clear();
   machine.body = &body;
   machine.shared.clear();
-  machine.shared_limit = shared_bytes;
+  machine.shared_asked = shared_bytes;
+  if (shared_bytes > machine.shared_limit) {
+    machine.failure = "a launch asks for more shared memory than a block may have";
+    return false;
+  }
   if (machine.fibers.size() < threads) machine.fibers.resize(threads);
   grid_size = grid;
   block_size = dim3(threads);
@@ -227,6 +232,8 @@ bool launch(dim3 grid, unsigned threads, std::size_t shared_bytes, const std::fu
       }
   return true;
 }
+
+std::size_t shared_limit() { return machine.shared_limit; }
 
 int block_barrier(int value) { return meet(machine.block, value); }
 
@@ -254,7 +261,7 @@ void* shared_array(int index, std::size_t bytes) {
     std::fill_n(array.bytes.get(), bytes, (unsigned char)0xff);
     std::size_t total = 0;
     for (const SharedArray& a : machine.shared) total += (a.size + 127) / 128 * 128;
-    if (total > machine.shared_limit) machine.failure = "a kernel uses more shared memory than its launch asked for";
+    if (total > machine.shared_asked) machine.failure = "a kernel uses more shared memory than its launch asked for";
   }
   return array.bytes.get();
 }
@@ -270,6 +277,18 @@ uint64_t exchange(uint64_t bits, int from) {
   return out;
 }
 
+unsigned ballot(bool predicate) {
+  const unsigned first = machine.current / kWarp * kWarp;
+  Meeting& warp = machine.warps[machine.current / kWarp];
+  machine.slots[machine.current] = predicate;
+  meet(warp, 0);
+  unsigned bits = 0;
+  for (unsigned t = first; t < first + kWarp && t < machine.slots.size(); ++t)
+    if (machine.slots[t] && !machine.fibers[t].done) bits |= 1u << (t - first);
+  meet(warp, 0);
+  return bits;
+}
+
 extern "C" {
 
 // Order of the fibers (0 forward, 1 reverse, 2 shuffled) and the name of a barrier to leave out, or an empty string.
@@ -280,6 +299,9 @@ void pb_emu_configure(int order, const char* removed) {
   const auto found = std::find(machine.barriers.begin(), machine.barriers.end(), machine.removed);
   machine.removed_number = found == machine.barriers.end() ? -1 : (int)(found - machine.barriers.begin());
 }
+
+// What a block may have of shared memory.
+void pb_emu_shared_limit(int bytes) { machine.shared_limit = (std::size_t)bytes; }
 
 // Name of the barrier number `index`, empty if it was not met since the last configuration; null beyond the last.
 const char* pb_emu_barrier(int index) {

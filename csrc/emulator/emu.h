@@ -22,9 +22,12 @@ namespace panbench::emu {
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
-// Runs body once per thread of the grid. False if threads waited for each other for ever, or took more shared memory
-// than the launch had asked for.
+// Runs body once per thread of the grid. False if threads waited for each other for ever, took more shared memory than
+// the launch had asked for, or if it asked for more than there is.
 bool launch(dim3 grid, unsigned threads, std::size_t shared_bytes, const std::function<void()>& body);
+
+// Bytes of shared memory that a block may have: 227 KiB, as on sm_90, unless a test says otherwise.
+std::size_t shared_limit();
 
 // Waits for all threads of the block that are still running; gives the sum of their arguments.
 int block_barrier(int value);
@@ -38,6 +41,8 @@ void* shared_array(int index, std::size_t bytes);
 
 // Waits for the warp; each lane gives eight bytes and reads those of lane `from`.
 uint64_t exchange(uint64_t bits, int from);
+// One bit per lane that is still running, set where the lane's argument is true.
+unsigned ballot(bool predicate);
 int lane();
 
 template <typename T>
@@ -64,6 +69,15 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T value, int offset) {
   return panbench::emu::exchange_value(value, panbench::emu::lane() ^ offset);
 }
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int from) {
+  return panbench::emu::exchange_value(value, from);
+}
+
+inline unsigned __ballot_sync(unsigned, bool predicate) { return panbench::emu::ballot(predicate); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 
 template <typename T>
 T atomicAdd(T* to, T value) {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from exercise import label_targets
 from torch import Tensor
 from views import CASES, KINDS, NEAR, Case, assert_close, random_case, random_like, singles
 
@@ -76,32 +77,82 @@ def test_projections_and_tile_lists_agree(case: Case, kind: Kind) -> None:
         compare(a, b, 1e-4, "gradient")
 
 
+Sizes = tuple[int, int, bool, int, bool]
+"""Features, labels, whether labels are detached, classes, and whether these are logits."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("channels", "detached"), [(1, 0), (3, 1), (9, 0), (17, 4), (64, 64), (130, 127), (260, 3)])
-def test_blended_pictures_agree(kind: Kind, channels: int, detached: int, tolerance: float) -> None:
-    check_blending(random_case(1500, 200, 133, seed=14), kind, channels, detached, tolerance)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 0, False, 0, False),
+        (2, 1, True, 0, False),
+        (3, 5, True, 2, False),
+        (9, 0, False, 0, False),
+        (7, 20, True, 8, True),
+        (0, 64, True, 20, False),
+        (7, 128, True, 20, False),
+        (3, 257, False, 200, True),
+    ],
+    ids=str,
+)
+def test_blended_pictures_and_sums_agree(kind: Kind, sizes: Sizes, tolerance: float) -> None:
+    check_blending(random_case(1500, 200, 133, seed=14), kind, sizes, tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_awkward_pictures_agree(case: Case, kind: Kind, tolerance: float) -> None:
-    check_blending(case, kind, 20, 2, tolerance)
+    check_blending(case, kind, (3, 17, True, 5, False), tolerance)
 
 
-def check_blending(case: Case, kind: Kind, channels: int, detached: int, tolerance: float) -> None:
-    camera = case.camera
+def targets_of(height: int, width: int, classes: int, logits: bool, device: str) -> ops.LabelTargets:
+    semantic, mask, weight = (t.to(device) for t in label_targets(height, width, classes, 12))
+    return ops.LabelTargets(semantic, mask, weight, 12, classes, classes, logits, 1e-2)
+
+
+def check_blending(case: Case, kind: Kind, sizes: Sizes, tolerance: float) -> None:
+    channels, label_count, detached, classes, logits = sizes
+    camera, generator = case.camera, torch.Generator().manual_seed(1)
     geometry = ops.project(*case.parameters, camera, kind=kind, near=NEAR, backend="cpu").geometry
-    features = torch.rand(len(geometry), channels, generator=torch.Generator().manual_seed(1))
+    features, labels = (torch.rand(len(geometry), n, generator=generator) for n in (channels, label_count))
     bins = ops.bin(geometry, case.width, case.height, kind=kind, backend="cpu")
-    results = []
+    results: list[list[Tensor]] = []
     for device in DEVICES:
-        inputs = on(device, [geometry, features])
+        inputs = on(device, [geometry, features, labels])
         lists = ops.Bins(*(t.to(device) for t in bins))
-        out = ops.blend(*inputs, lists, case.width, case.height, kind=kind, near=NEAR, detached=detached)
+        blended = ops.blend(
+            *inputs[:2],
+            lists,
+            case.width,
+            case.height,
+            kind=kind,
+            near=NEAR,
+            labels=inputs[2],
+            detached=detached,
+            targets=targets_of(case.height, case.width, classes, logits, device),
+        )
+        assert blended.sums is not None
+        out = [*blended[:5], *blended.sums]
         upstream = [random_like(m, seed).to(device) for seed, m in enumerate(out)]
-        results.append([*out, *torch.autograd.grad(list(out), inputs, upstream)])
-    names = (*ops.Blended._fields, "gradient of geometry", "gradient of features")
+        differentiable = [k for k, m in enumerate(out) if m.requires_grad]
+        grads = torch.autograd.grad([out[k] for k in differentiable], inputs, [upstream[k] for k in differentiable])
+        results.append([*out, *grads])
+    names = (*ops.Blended._fields[:5], *ops.LabelSums._fields, "geometry", "features", "labels")
     for name, expected, found in zip(names, *results, strict=True):
         compare(found, expected, tolerance, name)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_label_sums_agree(logits: bool) -> None:
+    values = torch.rand(70, 90, 60, generator=torch.Generator().manual_seed(2))
+    results: list[list[Tensor]] = []
+    for device in DEVICES:
+        [labels] = on(device, [values])
+        sums = ops.label_sums(labels, targets_of(70, 90, 15, logits, device))
+        upstream = [random_like(t, k).to(device) for k, t in enumerate(sums)]
+        results.append([*sums, *torch.autograd.grad(list(sums), labels, upstream)])
+    for expected, found in zip(*results, strict=True):
+        assert_close(found.detach().cpu(), expected.detach().double(), 2e-5, "sum or gradient")
 
 
 @pytest.mark.parametrize("logarithm", [False, True])
@@ -119,21 +170,41 @@ def test_attention_agrees(rows: int, queries: int, dim: int, logarithm: bool) ->
         assert_close(found.detach().cpu(), expected.detach().double(), 1e-4, "attention or gradient")
 
 
-def test_harmonics_ssim_and_mask_losses_agree() -> None:
+@pytest.mark.parametrize("rest", [None, -3.0])
+@pytest.mark.parametrize("logarithm", [False, True])
+@pytest.mark.parametrize(("rows", "queries", "dim"), [(1, 1, 1), (0, 4, 8), (65, 33, 33), (3000, 120, 32)])
+def test_shares_agree(rows: int, queries: int, dim: int, logarithm: bool, rest: float | None) -> None:
+    g = torch.Generator().manual_seed(rows)
+    sizes = ((rows, dim), (rows, 3), (queries, dim), (queries, 3), (queries, 3), (queries, 4))
+    values = [torch.randn(size, generator=g) for size in sizes]
+    results: list[list[Tensor]] = []
+    for device in DEVICES:
+        inputs = on(device, values)
+        found = ops.attend_shares(*inputs, logarithm=logarithm, temperature=1.7, rest=rest)
+        results.append([found, *torch.autograd.grad(found, inputs, random_like(found, 1).to(device))])
+    for expected, found in zip(*results, strict=True):
+        assert_close(found.detach().cpu(), expected.detach().double(), 2e-4, "shares or gradient")
+
+
+def test_harmonics_losses_of_images_and_rows_agree() -> None:
     g = torch.Generator().manual_seed(2)
     coefficients = [torch.randn(500, *size, generator=g) for size in [(3,), (15, 3), (3,)]]
     images = [torch.rand(70, 90, 3, generator=g) for _ in "xy"]
-    labels = torch.rand(70, 90, 60, generator=g)
-    masks = torch.randint(0, 6, (70, 90), generator=g), torch.randint(-1, 40, (70, 90), generator=g)
-    columns, weight = 5 + torch.randperm(55, generator=g)[:40], torch.rand(70, 90, generator=g)
-    results = []
+    depth = 1 + torch.rand(70, 90, generator=g)
+    camera = random_case(1, 90, 70).camera
+    results: list[list[Tensor]] = []
     for device in DEVICES:
-        inputs = on(device, [*coefficients, images[0], labels])
+        inputs = on(device, [*coefficients, images[0], depth])
         ids, position = torch.arange(0, 500, 3, device=device), torch.tensor([5.0, -4.0, 6.0], device=device)
+        target = images[1].to(device)
+        normals = ops.depth_normals(inputs[4], camera.to(device))
         out = [
             ops.spherical_harmonics(*inputs[:3], position, ids, 3),
-            ops.ssim(inputs[3], images[1].to(device)),
-            ops.mask_losses(inputs[4], *(t.to(device) for t in (*masks, columns, weight))),
+            ops.ssim(inputs[3], target),
+            ops.photometric_loss(inputs[3], target, 0.2),
+            ops.take_rows(inputs[0], ids),
+            normals,
+            ops.normal_loss(normals, torch.nn.functional.normalize(target, dim=-1)),
         ]
         upstream = [torch.ones_like(t) for t in out]
         results.append([*out, *torch.autograd.grad(out, inputs, upstream)])
@@ -164,5 +235,9 @@ def test_registered_operators_pass_torchs_own_check(kind: Kind) -> None:
     case = random_case(40, 33, 20)
     geometry = ops.project(*(t.cuda() for t in case.parameters), case.camera.to("cuda"), kind=kind, near=NEAR).geometry
     bins = ops.bin(geometry, 33, 20, kind=kind)
-    arguments = (geometry, torch.rand(len(geometry), 12, device="cuda"), *bins, 33, 20, KIND_CODE[kind], 2, NEAR)
+    features, labels = (torch.rand(len(geometry), n, device="cuda") for n in (3, 9))
+    targets = targets_of(20, 33, 4, False, "cuda")
+    settings = (33, 20, KIND_CODE[kind], True, NEAR)
+    arguments = (geometry, features, labels, *bins, *targets[:3], *settings, *targets[3:])
     torch.library.opcheck(torch.ops.panbench.blend.default, arguments)
+    torch.library.opcheck(torch.ops.panbench.label_sums.default, (torch.rand(20, 33, 9, device="cuda"), *targets))

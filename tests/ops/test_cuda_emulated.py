@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from emulated import ORDERS, Emulator, library, operators
-from exercise import WORK, blended, crowded
+from exercise import WORK, blended, crowded, label_targets
 from torch import Tensor
 from views import CASES, NEAR, Case, agreeing_pixels, assert_close, doubles, masked_upstream, random_case, random_like
 
@@ -25,6 +26,8 @@ from panbench.ops.backend import load_cpu
 from panbench.ops.build import compiler
 from panbench.ops.cuda import Library, Operators
 from panbench.ops.project import KIND_CODE, Kind
+from panbench.ops.reference.label_sums import LabelTargets
+from panbench.ops.reference.project import rotation_matrices
 
 KINDS: list[Kind] = ["ellipsoid", "disc"]
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -42,6 +45,7 @@ def emulator() -> Iterator[Emulator]:
     emulator.configure()
     yield emulator
     emulator.configure()
+    emulator.limit_shared_memory(227)
 
 
 @pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
@@ -78,57 +82,225 @@ def test_projection_and_tile_lists_are_those_of_the_cpu(cuda: Operators, case: C
         assert torch.equal(mine, theirs)
 
 
-def check_blending(cuda: Operators, case: Case, kind: Kind, channels: int, detached: int, tolerance: float) -> None:
-    """Against the reference in float64, on the CUDA tile lists.
+Gradients = set[str]
+MAPS = ("image", "label_image", "alpha", "depth", "median", "entropy", "presence", "overlap")
+ALL: Gradients = set(MAPS)
+
+
+class LabelCase(NamedTuple):
+    """How many channels there are, and what is asked of labels."""
+
+    features: int
+    labels: int
+    detached: bool = False
+    classes: int = 0
+    first_query: int = 0
+    masks: int = 5
+    logits: bool = False
+
+
+def check_blending(
+    cuda: Operators, case: Case, kind: Kind, asked: LabelCase, tolerance: float = 2e-5, given: Gradients = ALL
+) -> None:
+    """Against the reference in float64, on the CUDA tile lists: maps, sums, and the gradients of those that are given.
 
     The emulated kernels are compiled without fused multiply-add, so that the geometry gradients of badly conditioned
-    discs lose a digit more than those of the CPU kernels do.
+    discs lose a digit more than those of the CPU kernels do; so do, a little, the weights of discs seen from the edge.
     """
+    generator = torch.Generator().manual_seed(21)
     geometry = torch.ops.panbench.project(*view_arguments(case, kind))[1]
-    features = torch.rand(len(geometry), channels, generator=torch.Generator().manual_seed(21))
-    size = (case.width, case.height)
-    lists = cuda.bin(geometry, *size, KIND_CODE[kind])
-    settings = (geometry, features, *lists, *size, KIND_CODE[kind], detached, NEAR)
-    found = cuda.blend(*settings)
-    exact = doubles([geometry, features])
-    expected = reference.blend(*exact, *lists, *size, kind=kind, detached=detached, near=NEAR)
+    features, labels = (torch.rand(len(geometry), n, generator=generator) for n in (asked.features, asked.labels))
+    # Some queries lie where their probabilities are clamped.
+    labels[:, asked.first_query :][:, ::5] = 0.0
+    size, code = (case.width, case.height), KIND_CODE[kind]
+    lists = cuda.bin(geometry, *size, code)
+    inputs = (geometry, features, labels)
+    exact = doubles([*inputs])
+    *maps, alpha, depth, median = reference.blend(
+        exact[0],
+        torch.cat(exact[1:], 1),
+        *lists,
+        *size,
+        kind=kind,
+        detached=asked.labels if asked.detached else 0,
+        near=NEAR,
+    )
+    expected = [*maps[0].split([asked.features, asked.labels], -1), alpha, depth, median]
+    plain = cuda.blend(
+        *inputs, *lists, None, None, None, *size, code, asked.detached, NEAR, 0, 0, asked.labels, False, 1e-4
+    )
+    assert [tuple(t.shape) for t in plain[5:]] == [(), (2, 0), (2, 0, 0)]
+    present = [k for k in range(5) if plain[k].numel()]
     if tolerance > 1e-4:
-        assert_close(found[0], expected[0].detach(), tolerance, "image")
+        for k in present[:2]:
+            assert_close(plain[k], expected[k].detach(), tolerance, MAPS[k])
         agree = torch.ones(case.height, case.width, dtype=torch.bool)
     else:
-        agree = agreeing_pixels(list(found), list(expected))
-    upstream = masked_upstream(list(found), agree)
-    mine = cuda.blend_backward(*settings, *upstream)
-    theirs = torch.autograd.grad(list(expected), exact, [u.double() for u in upstream])
-    assert_close(mine[0], theirs[0], max(1e-3, tolerance), "gradient of geometry", dim=0)
-    assert_close(mine[1], theirs[1], tolerance, "gradient of features")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("channels", [5, 20])
-def test_blended_pictures_agree(cuda: Operators, case: Case, kind: Kind, channels: int) -> None:
-    check_blending(cuda, case, kind, channels, detached=2, tolerance=2e-5)
+        agree = agreeing_pixels([plain[k] for k in present], [expected[k] for k in present])
+    semantic, mask, weight = label_targets(case.height, case.width, asked.classes, asked.masks)
+    # Sums would not agree where pixels do not.
+    targets = LabelTargets(
+        semantic * agree, mask, weight, asked.masks, asked.classes, asked.first_query, asked.logits, 1e-2
+    )
+    numbers = targets[3:]
+    settings = (*inputs, *lists, *targets[:3], *size, code, asked.detached, NEAR, *numbers)
+    found = cuda.blend(*settings)
+    assert all(torch.equal(a, b) for a, b in zip(found[:5], plain[:5], strict=True))
+    expected += reference.label_sums(expected[1], targets._replace(weight=weight.double()))
+    for k in range(5, 8):
+        assert_close(found[k], expected[k].detach(), tolerance, MAPS[k])
+    upstream = [*masked_upstream(list(found[:5]), agree), *(random_like(t, 9) for t in found[5:])]
+    chosen = [k for k in range(8) if MAPS[k] in given and expected[k].requires_grad]
+    passed = [upstream[k] if k in chosen else None for k in range(8)]
+    mine = cuda.blend_backward(*settings, found[1], *passed)
+    theirs = torch.autograd.grad(
+        [expected[k] for k in chosen], exact, [upstream[k].double() for k in chosen], allow_unused=True
+    )
+    for k, (gradient, wanted) in enumerate(zip(mine, theirs, strict=True)):
+        wanted = torch.zeros_like(exact[k]) if wanted is None else wanted
+        what = f"gradient of {('geometry', 'features', 'labels')[k]}"
+        allowed = max(1e-3 if k == 0 else 5e-5, tolerance)
+        assert_close(gradient, wanted, allowed, what, dim=0 if k == 0 else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("channels", "detached"),
-    [(1, 0), (1, 1), (3, 0), (8, 8), (9, 0), (17, 4), (32, 0), (33, 33), (64, 20), (65, 1), (130, 127), (260, 3)],
+    "asked", [LabelCase(5, 0), LabelCase(3, 4, True, 2, 2), LabelCase(18, 14, False, 6, 8, 3, True)], ids=str
 )
-def test_any_number_of_channels_agrees(cuda: Operators, kind: Kind, channels: int, detached: int) -> None:
-    check_blending(cuda, random_case(150, 41, 29, seed=14), kind, channels, detached, tolerance=2e-5)
+def test_blended_pictures_agree(cuda: Operators, case: Case, kind: Kind, asked: LabelCase) -> None:
+    check_blending(cuda, case, kind, asked)
+
+
+SIZES = [
+    LabelCase(1, 0),
+    LabelCase(0, 1),
+    LabelCase(0, 1, True),
+    LabelCase(3, 0),
+    LabelCase(0, 8, True, 3, 3),
+    LabelCase(9, 0),
+    LabelCase(13, 4, False, 4, 4),
+    LabelCase(0, 17, True, 17, 17, 0, True),
+    LabelCase(12, 21, True, 9, 9, 7, True),
+    LabelCase(0, 33, True, 0, 0, 40),
+    LabelCase(44, 20, True, 12, 20),
+    LabelCase(7, 128, True, 20, 20, 9),
+    LabelCase(64, 1, True, 1, 1, 1),
+    LabelCase(150, 0),
+    LabelCase(3, 190, False, 150, 150, 3, True),
+    LabelCase(130, 130, False, 20, 25, 6),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("channels", "detached"), [(9, 0), (17, 4), (64, 64), (130, 97)])
-def test_tensor_cores_agree_to_tf32(cuda: Operators, kind: Kind, channels: int, detached: int) -> None:
+@pytest.mark.parametrize("asked", SIZES, ids=str)
+def test_any_number_of_channels_agrees(cuda: Operators, kind: Kind, asked: LabelCase) -> None:
+    check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image"},
+        {"label_image"},
+        {"alpha", "depth"},
+        {"median"},
+        {"entropy"},
+        {"presence"},
+        {"overlap"},
+        {"entropy", "presence", "overlap"},
+    ],
+    ids=lambda names: "-".join(sorted(names)),
+)
+@pytest.mark.parametrize("asked", [LabelCase(3, 5, False, 2, 2), LabelCase(4, 30, True, 9, 10, 4, True)], ids=str)
+def test_gradients_that_nothing_depends_on_are_left_out(cuda: Operators, asked: LabelCase, given: Gradients) -> None:
+    check_blending(cuda, random_case(100, 33, 21, seed=15), "ellipsoid", asked, given=given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        LabelCase(9, 0),
+        LabelCase(13, 4, True, 2, 2),
+        LabelCase(0, 64, True, 20, 20),
+        LabelCase(33, 97, True, 10, 10),
+        LabelCase(100, 150, False, 20, 20, 5, True),
+    ],
+    ids=str,
+)
+def test_tensor_cores_agree_to_tf32(cuda: Operators, kind: Kind, asked: LabelCase) -> None:
     """Factors keep ten bits of mantissa, so products are off by up to 1e-3, and sums that cancel by more."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        check_blending(cuda, random_case(150, 41, 29, seed=14), kind, channels, detached, tolerance=5e-3)
+        check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked, tolerance=5e-3)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("kibibytes", [64, 99, 163], ids=["sm_75", "sm_120", "sm_80"])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_kernels_fit_into_the_shared_memory_of_every_device(
+    cuda: Operators, emulator: Emulator, kibibytes: int, precision: str
+) -> None:
+    """And give the same, if they have to take the channels in windows."""
+    expected = blended(cuda, crowded(), 1, 7, 130, precision)
+    emulator.limit_shared_memory(kibibytes)
+    for work in WORK.values():
+        work(cuda)
+    assert_same(blended(cuda, crowded(), 1, 7, 130, precision), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "labelled"),
+    [
+        ((23, 31), LabelCase(0, 9, False, 5, 5, 4), 0.8),
+        ((23, 31), LabelCase(0, 45, False, 5, 6, 40), 0.8),
+        ((23, 31), LabelCase(0, 200, False, 20, 20, 12, True), 0.8),
+        ((9, 9), LabelCase(0, 7, False, 4, 4, 0), 0.8),
+        ((9, 9), LabelCase(0, 4, False, 4, 4, 0, True), 0.8),
+        ((1, 1), LabelCase(0, 6, False, 3, 3, 2), 2.0),
+        ((8, 9), LabelCase(0, 6, False, 3, 3, 2), -1.0),
+        ((17, 5), LabelCase(0, 70, False, 0, 3, 3), 0.8),
+    ],
+    ids=str,
+)
+def test_label_sums_agree(cuda: Operators, size: tuple[int, int], asked: LabelCase, labelled: float) -> None:
+    labels = torch.rand(*size, asked.labels, generator=torch.Generator().manual_seed(asked.masks))
+    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = 0.0
+    maps = label_targets(*size, asked.classes, asked.masks, labelled)
+    targets = LabelTargets(*maps, asked.masks, asked.classes, asked.first_query, asked.logits, 1e-2)
+    [exact] = doubles([labels])
+    expected = reference.label_sums(exact, targets._replace(weight=targets.weight.double()))
+    found = cuda.label_sums(labels, *targets)
+    for name, mine, theirs in zip(MAPS[5:], found, expected, strict=True):
+        assert_close(mine, theirs.detach(), 2e-6, name)
+    upstream = [random_like(t, 3) for t in found]
+    total = sum((theirs * u).sum() for theirs, u in zip(expected, upstream, strict=True))
+    gradient = torch.autograd.grad(total, exact)[0]
+    assert_close(cuda.label_sums_backward(labels, *targets, *upstream), gradient, 2e-6, "gradient")
+
+
+def test_classes_without_a_channel_make_the_entropy_nan(cuda: Operators) -> None:
+    labels = torch.rand(9, 9, 8)
+    semantic, mask, weight = label_targets(9, 9, 4, 3)
+    semantic[0, 0] = 5
+    sums = cuda.label_sums(labels, semantic, mask, weight, 3, 4, 4, False, 1e-4)
+    assert sums[0].isnan()
+    assert all(t.isfinite().all() for t in sums[1:])
+
+
+def test_masks_beyond_the_last_are_none(cuda: Operators) -> None:
+    labels = torch.rand(9, 9, 8)
+    semantic, mask, weight = label_targets(9, 9, 4, 3)
+    numbers = (3, 4, 4, False, 1e-4)
+    beyond, none = torch.where(mask == 2, 7, mask), torch.where(mask == 2, -1, mask)
+    for a, b in zip(
+        cuda.label_sums(labels, semantic, beyond, weight, *numbers),
+        cuda.label_sums(labels, semantic, none, weight, *numbers),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("logarithm", [False, True])
@@ -197,52 +369,58 @@ def test_spherical_harmonics_agree(cuda: Operators, degree: int, count: int) -> 
         assert_close(mine, theirs.double(), 1e-6, "gradient")
 
 
-def mask_arguments(
-    height: int, width: int, classes: int, queries: int, pairs: int, labelled: float = 0.8
-) -> tuple[object, ...]:
-    g = torch.Generator().manual_seed(pairs)
-    channels = torch.rand(height, width, classes + queries, generator=g)
-    channels[torch.rand(channels.shape, generator=g) < 0.1] = 0.0
-    semantic = torch.randint(1, classes + 1, (height, width), generator=g)
-    semantic[torch.rand(height, width, generator=g) > labelled] = 0
-    pair = torch.randint(-1, max(pairs, 1), (height, width), generator=g) if pairs else torch.full((height, width), -1)
-    columns = classes + torch.randperm(queries, generator=g)[:pairs]
-    return channels, semantic, pair, columns, torch.rand(height, width, generator=g), 1e-4
-
-
+@pytest.mark.parametrize("rest", [None, -0.7])
+@pytest.mark.parametrize("logarithm", [False, True])
 @pytest.mark.parametrize(
-    "size",
-    [
-        (23, 31, 5, 9, 4),
-        (23, 31, 5, 40, 40),
-        (9, 9, 4, 3, 0),
-        (9, 9, 4, 0, 0),
-        (1, 1, 3, 3, 2, 2.0),
-        (8, 9, 3, 3, 2, -1.0),
-    ],
-    ids=str,
+    ("rows", "queries", "dim"), [(300, 5, 3), (1, 1, 1), (0, 4, 8), (65, 33, 33), (130, 120, 32), (20, 7, 70)]
 )
-def test_mask_losses_agree(cuda: Operators, size: tuple[int, int, int, int, int]) -> None:
-    arguments = mask_arguments(*size)
-    cpu = torch.ops.panbench
-    (losses, sums), (expected, expected_sums) = cuda.mask_losses(*arguments), cpu.mask_losses(*arguments)
-    torch.testing.assert_close(losses, expected, rtol=2e-5, atol=2e-6)
-    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-6)
-    upstream = torch.tensor([1.0, 0.7, -1.3])
-    torch.testing.assert_close(
-        cuda.mask_losses_backward(*arguments, expected_sums, upstream),
-        cpu.mask_losses_backward(*arguments, expected_sums, upstream),
-        rtol=2e-5,
-        atol=1e-7,
-    )
+def test_shares_agree(cuda: Operators, rows: int, queries: int, dim: int, logarithm: bool, rest: float | None) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    sizes = ((rows, dim), (rows, 3), (queries, dim), (queries, 3), (queries, 3), (queries, 4))
+    *fields, scales, quats = (torch.randn(size, generator=generator) for size in sizes)
+    roots = (rotation_matrices(quats).mT * (-scales).exp()[..., None]).contiguous()
+    temperature = 1.7
+    exact = doubles([*fields, scales, quats])
+    logits = temperature * reference.attend(*exact, logarithm=logarithm)
+    if rest is not None:
+        logits = torch.cat([logits, logits.new_full((rows, 1), temperature * rest)], dim=1)
+    expected = logits.softmax(-1)[:, :queries]
+    inputs = [*fields, roots]
+    shares = cuda.attend_shares(*inputs, logarithm, temperature, rest)
+    assert_close(shares, expected.detach(), 2e-5, "shares")
+    grad = random_like(shares, 1)
+    mine = cuda.attend_shares_backward(*inputs, logarithm, temperature, rest, shares, grad)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    # The roots' gradient goes on to scales and rotations.
+    leaves = doubles([scales, quats])
+    exact_roots = rotation_matrices(leaves[1]).mT * (-leaves[0]).exp()[..., None]
+    found = [*mine[:4], *torch.autograd.grad(exact_roots, leaves, mine[4].double())]
+    for gradient, theirs in zip(found, wanted, strict=True):
+        assert_close(gradient, theirs, 2e-4, "gradient")
 
 
-def test_labels_without_a_channel_make_the_losses_nan(cuda: Operators) -> None:
-    channels, semantic, pair, columns, weight, epsilon = mask_arguments(9, 9, 4, 5, 3)
-    beyond = semantic.clone()
-    beyond[0, 0] = 10
-    assert cuda.mask_losses(channels, beyond, pair, columns, weight, epsilon)[0][0].isnan()
-    assert cuda.mask_losses(channels, semantic, pair, columns + 99, weight, epsilon)[0][1].isnan()
+def test_shares_of_saturated_and_distant_pairs_are_finite(cuda: Operators) -> None:
+    features = torch.tensor([[90.0], [-90.0], [0.0], [30.0]])
+    # The square of the third one's distance is not finite.
+    means = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1e20, 0, 0], [0, 3.0, 0]])
+    queries, centers = torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 3)
+    exact = doubles([features, means, queries, centers])
+    unit = torch.tensor([[1.0, 0, 0, 0]]).double().repeat(2, 1)
+    logits = reference.attend(*exact, torch.zeros(2, 3).double(), unit, logarithm=True)
+    for rest in (None, -5.0):
+        shares = cuda.attend_shares(features, means, queries, centers, torch.eye(3).repeat(2, 1, 1), True, 1.0, rest)
+        known = logits if rest is None else torch.cat([logits, logits.new_full((4, 1), rest)], dim=1)
+        expected = known.softmax(-1)[:, :2].detach()
+        assert_close(shares[[0, 1, 3]], expected[[0, 1, 3]], 1e-6, "shares")
+        assert shares[2].tolist() == ([0.5, 0.5] if rest is None else [0.0, 0.0])
+
+
+def test_rows_are_taken_and_put_back(cuda: Operators) -> None:
+    values, ids = torch.rand(9, 4), torch.tensor([1, 2, 5, 8])
+    assert torch.equal(cuda.take_rows(values, ids), values[ids])
+    expected = torch.zeros(9, 4)
+    expected[ids] = values[:4]
+    assert torch.equal(cuda.take_rows_backward(values[:4], ids, 9), expected)
 
 
 # ------------------------------------------------------------------------------------------------ fibers and barriers
@@ -268,7 +446,7 @@ def test_pictures_are_the_same_to_the_bit_in_any_order_of_threads(
     pictures = []
     for order in ORDERS.values():
         emulator.configure(order)
-        pictures.append(blended(cuda, crowded(), KIND_CODE[kind], 20)[:4])
+        pictures.append(blended(cuda, crowded(), KIND_CODE[kind], 7, 13)[:5])
     for other in pictures[1:]:
         assert all(torch.equal(a, b) for a, b in zip(pictures[0], other, strict=True))
 
@@ -344,16 +522,28 @@ def test_every_operator_can_be_a_kernel_for_cuda_tensors() -> None:
 
 
 def test_wrong_arguments_are_told(cuda: Operators) -> None:
-    geometry, features = torch.rand(4, 7), torch.rand(4, 3)
+    geometry, features, labels = torch.rand(4, 7), torch.rand(4, 3), torch.rand(4, 5)
     lists = torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+    none = (None, None, None)
+    size = (16, 16)
+    numbers = (0, 0, 5, False, 1e-4)
     with pytest.raises(RuntimeError, match=r"tensor \[4, 13\] on cpu, got torch\.float32 \[4, 7\]"):
-        cuda.blend(geometry, features, *lists, 16, 16, 1, 0, NEAR)
+        cuda.blend(geometry, features, labels, *lists, *none, *size, 1, False, NEAR, *numbers)
     with pytest.raises(RuntimeError, match="not contiguous"):
-        cuda.blend(geometry, torch.rand(3, 4).T, *lists, 16, 16, 0, 0, NEAR)
+        cuda.blend(geometry, torch.rand(3, 4).T, labels, *lists, *none, *size, 0, False, NEAR, *numbers)
     with pytest.raises(RuntimeError, match=r"expected a contiguous torch\.float32"):
-        cuda.blend(geometry, features.double(), *lists, 16, 16, 0, 0, NEAR)
-    with pytest.raises(RuntimeError, match="4 detached channels of 3"):
-        cuda.blend(geometry, features, *lists, 16, 16, 0, 4, NEAR)
+        cuda.blend(geometry, features.double(), labels, *lists, *none, *size, 0, False, NEAR, *numbers)
+    with pytest.raises(RuntimeError, match="no channel"):
+        cuda.blend(geometry, features[:, :0], labels[:, :0], *lists, *none, *size, 0, False, NEAR, *numbers)
+    semantic, mask, weight = label_targets(16, 16, 2, 3)
+    with pytest.raises(RuntimeError, match=r"2 of 3 maps, 3 masks, 2 classes .* channel 2 on, for 5 labels"):
+        cuda.blend(
+            geometry, features, labels, *lists, semantic, None, weight, *size, 0, False, NEAR, 3, 2, 2, False, 1e-4
+        )
+    with pytest.raises(RuntimeError, match=r"expected a contiguous torch\.int32"):
+        cuda.label_sums(torch.rand(16, 16, 5), semantic.long(), mask, weight, 3, 2, 2, False, 1e-4)
+    with pytest.raises(RuntimeError, match="3 classes and queries from channel 2"):
+        cuda.label_sums(torch.rand(16, 16, 5), semantic, mask, weight, 3, 3, 2, False, 1e-4)
 
 
 def test_a_failed_launch_is_an_error_with_cudas_message(tmp_path: Path) -> None:

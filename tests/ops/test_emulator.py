@@ -33,6 +33,13 @@ __global__ void swap_and_count(int* out) {
   const int partner = __shfl_xor_sync(kWholeWarp, (int)threadIdx.x, 5);
   out[threadIdx.x] = 1000 * __syncthreads_count(threadIdx.x % 3 == 0) + partner;
 }
+__global__ void vote(int* out) {
+  const unsigned bits = __ballot_sync(kWholeWarp, threadIdx.x % 32 % 3 == 0);
+  const int partner = __shfl_sync(kWholeWarp, (int)threadIdx.x, 7);
+  out[threadIdx.x] = 1000 * partner + 100 * __ffs((int)bits >> 1) + __clz((int)bits << 1);
+}
+extern "C" int run_vote(int* out) { return launch(vote, 1, 64, 0, nullptr, out); }
+extern "C" int run_greedy(int* out) { return launch(vote, 1, 32, 228 * 1024, nullptr, out); }
 extern "C" int run_divide() { return launch(divide, 1, 32, 0, nullptr, (int*)nullptr); }
 extern "C" int run_take_too_much(int* out) { return launch(take_too_much, 1, 1, 256, nullptr, out); }
 extern "C" int run_read_unwritten(float* out) { return launch(read_unwritten, 1, 32, 128, nullptr, out); }
@@ -73,3 +80,15 @@ def test_lanes_exchange_and_blocks_count(emulated: ctypes.CDLL) -> None:
     out = (ctypes.c_int * 64)()
     assert emulated.run_swap_and_count(out) == 0
     assert list(out) == [22000 + (t % 32 ^ 5) + t // 32 * 32 for t in range(64)]
+
+
+def test_lanes_vote(emulated: ctypes.CDLL) -> None:
+    """Bits 0, 3, ... 30 are set, seen from the second and up to the last but one."""
+    out = (ctypes.c_int * 64)()
+    assert emulated.run_vote(out) == 0
+    assert list(out) == [1000 * (7 + t // 32 * 32) + 100 * 3 for t in range(64)]
+
+
+def test_more_shared_memory_than_a_block_may_have_is_an_error(emulated: ctypes.CDLL) -> None:
+    assert emulated.run_greedy((ctypes.c_int * 64)()) != 0
+    assert emulated.pb_cuda_error(1) == b"a launch asks for more shared memory than a block may have"

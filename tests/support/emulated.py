@@ -42,12 +42,16 @@ def operators(path: Path | None = None) -> Operators:
 
 
 class Emulator:
-    """Order of the fibers, and barriers, of an emulated library."""
+    """Order of the fibers, barriers, and shared memory of an emulated library."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._library = ctypes.CDLL(str(path or library()))
         self._library.pb_emu_configure.argtypes = [ctypes.c_int, ctypes.c_char_p]
         self._library.pb_emu_barrier.restype = ctypes.c_char_p
+
+    def limit_shared_memory(self, kibibytes: int) -> None:
+        """Give blocks no more than that from now on."""
+        self._library.pb_emu_shared_limit(kibibytes * 1024)
 
     def configure(self, order: int = FORWARD, removed: str = "") -> None:
         """Run from now on in this order, without the barrier of this name."""

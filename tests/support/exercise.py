@@ -33,21 +33,50 @@ def projected(operators: Operators, case: Case, kind: int) -> tuple[Tensor, ...]
     return ids, geometry, normals, *operators.project_backward(*view, ids, geometry.cos(), normals.sin())
 
 
+def label_targets(
+    height: int, width: int, classes: int, masks: int, labelled: float = 0.8
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Semantic, mask and weight [H, W]: masks are areas, with pixels of others strewn in, and pixels of none."""
+    generator = torch.Generator().manual_seed(classes)
+    semantic = torch.randint(1, max(classes, 1) + 1, (height, width), generator=generator)
+    semantic[torch.rand(height, width, generator=generator) > labelled] = 0
+    areas = torch.arange(height)[:, None] // 7 + torch.arange(width) // 5
+    strewn = torch.randint(-1, max(masks, 1), (height, width), generator=generator)
+    mask = torch.where(torch.rand(height, width, generator=generator) < 0.2, strewn, areas % (masks + 1) - 1)
+    return semantic.int(), mask.clamp(max=masks - 1).int(), torch.rand(height, width, generator=generator)
+
+
 def blended(
-    operators: Operators, case: Case, kind: int, channels: int, precision: str = "highest"
+    operators: Operators, case: Case, kind: int, channels: int, label_count: int = 0, precision: str = "highest"
 ) -> tuple[Tensor, ...]:
+    """Blending with as many features and labels; of these a third are classes, in logits if they are more than six."""
     generator = torch.Generator().manual_seed(channels)
     geometry = projected(operators, case, kind)[1]
-    features = torch.rand(len(geometry), channels, generator=generator)
+    features, labels = (torch.rand(len(geometry), count, generator=generator) for count in (channels, label_count))
     lists = operators.bin(geometry, case.width, case.height, kind)
-    arguments = (geometry, features, *lists, case.width, case.height, kind, channels // 3, NEAR)
+    classes, masks = label_count // 3, 6
+    targets = label_targets(case.height, case.width, classes, masks) if label_count else (None, None, None)
+    settings = (case.width, case.height, kind, label_count > 20, NEAR)
+    numbers = (masks if label_count else 0, classes, classes, classes > 6, 1e-2)
+    arguments = (geometry, features, labels, *lists, *targets, *settings, *numbers)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     maps = operators.blend(*arguments)
     upstream = [torch.randn(m.shape, generator=generator) for m in maps]
-    grads = operators.blend_backward(*arguments, *upstream)
+    grads = operators.blend_backward(*arguments, maps[1], *upstream)
     torch.set_float32_matmul_precision(before)
     return *maps, *grads
+
+
+def summed(operators: Operators) -> tuple[Tensor, ...]:
+    """Sums of a label image, in probabilities and in logits, and their gradients."""
+    labels = torch.rand(21, 37, 45, generator=torch.Generator().manual_seed(5))
+    out: list[Tensor] = []
+    for logits in (False, True):
+        arguments = (labels, *label_targets(21, 37, 5, 4), 4, 5, 7, logits, 1e-2)
+        sums = operators.label_sums(*arguments)
+        out += [*sums, operators.label_sums_backward(*arguments, *(s.cos() for s in sums))]
+    return tuple(out)
 
 
 def attended(operators: Operators, dim: int) -> tuple[Tensor, ...]:
@@ -56,7 +85,13 @@ def attended(operators: Operators, dim: int) -> tuple[Tensor, ...]:
     sizes = ((rows, dim), (rows, 3), (queries, dim), (queries, 3), (queries, 3, 3))
     inputs = [0.3 * torch.randn(size, generator=generator) for size in sizes]
     grad = torch.randn(rows, queries, generator=generator)
-    return operators.attend(*inputs, False), *operators.attend_backward(*inputs, False, grad)
+    shares = operators.attend_shares(*inputs, True, 0.7, -1.0)
+    return (
+        operators.attend(*inputs, False),
+        *operators.attend_backward(*inputs, False, grad),
+        shares,
+        *operators.attend_shares_backward(*inputs, True, 0.7, -1.0, shares, grad),
+    )
 
 
 def colored(operators: Operators) -> tuple[Tensor, ...]:
@@ -72,33 +107,30 @@ def compared(operators: Operators) -> tuple[Tensor, ...]:
     return operators.ssim(*(torch.rand(21, 19, 2, generator=generator) for _ in "xy"))
 
 
-def masked(operators: Operators) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(4)
-    channels = torch.rand(17, 13, 50, generator=generator)
-    semantic = torch.randint(0, 6, (17, 13), generator=generator)
-    pair = torch.randint(-1, 40, (17, 13), generator=generator)
-    columns = 5 + torch.randperm(45, generator=generator)[:40]
-    arguments = (channels, semantic, pair, columns, torch.rand(17, 13, generator=generator), 1e-4)
-    losses, sums = operators.mask_losses(*arguments)
-    return losses, sums, operators.mask_losses_backward(*arguments, sums, torch.tensor([1.0, 0.7, -1.3]))
-
-
-BLENDS = ((3, "highest"), (20, "highest"), (70, "highest"), (70, "high"))
-"""Channels and precision: one of every kind of kernel."""
+BLENDS = (
+    (3, 0, "highest"),
+    (3, 4, "highest"),
+    (20, 0, "highest"),
+    (7, 60, "highest"),
+    (7, 60, "high"),
+    (0, 280, "highest"),
+    (5, 130, "high"),
+)
+"""Features, labels and precision: one of every kind of kernel, in one window and in several."""
 
 WORK: dict[str, Work] = {
     **{
-        f"blend {name} {channels} {precision}": partial(
-            blended, case=crowded(), kind=kind, channels=channels, precision=precision
+        f"blend {name} {channels}+{labels} {precision}": partial(
+            blended, case=crowded(), kind=kind, channels=channels, label_count=labels, precision=precision
         )
         for kind, name in enumerate(("ellipsoids", "discs"))
-        for channels, precision in BLENDS
+        for channels, labels, precision in BLENDS
     },
     "attend in one chunk": partial(attended, dim=20),
     "attend in two": partial(attended, dim=40),
     "harmonics": colored,
     "ssim": compared,
-    "mask losses": masked,
+    "label sums": summed,
 }
 
 

@@ -65,7 +65,7 @@ def attend_shares(
         Shares [M, Q] in [0, 1]; rows sum to 1, or to less with ``rest``.
     """
     inputs = (features, means, queries, query_means, query_log_scales, query_quats)
-    if resolve(backend, features.device.type) == "cpu":
+    if resolve(backend, features.device.type) != "reference":
         return torch.ops.panbench.attend_shares(*_compiled_arguments(*inputs), logarithm, temperature, rest)
     logits = temperature * attend(*inputs, logarithm=logarithm, backend=backend)
     if rest is None:

@@ -24,17 +24,22 @@ OPERATORS = (
     "bin",
     "blend",
     "blend_backward",
+    "label_sums",
+    "label_sums_backward",
     "attend",
     "attend_backward",
+    "attend_shares",
+    "attend_shares_backward",
+    "take_rows",
+    "take_rows_backward",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "ssim",
-    "mask_losses",
-    "mask_losses_backward",
 )
 
 _TILE = 16
 _TYPES = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double}
+_BOUNDS = 12  # floats to a Gaussian that blending works with
 
 
 class Library:
@@ -57,8 +62,8 @@ class Library:
             ]
             function.restype = ctypes.c_char_p if "*" in result else _TYPES[result.split()[-1]]
 
-    def run(self, name: str, device: torch.device, *arguments: Tensor | float) -> None:
-        """Call ``pb_cuda_<name>`` on the device's current stream; tensors are passed as their addresses.
+    def run(self, name: str, device: torch.device, *arguments: Tensor | float | None) -> None:
+        """Call ``pb_cuda_<name>`` on the device's current stream; tensors are passed as their addresses, None as null.
 
         Raises:
             RuntimeError: with CUDA's message, if work could not be put on the stream.
@@ -69,7 +74,7 @@ class Library:
             message = self._library.pb_cuda_error(code).decode()
             raise RuntimeError(f"panbench: CUDA operator {name} failed: {message}")
 
-    def ask(self, name: str, *arguments: Tensor | float) -> int:
+    def ask(self, name: str, *arguments: Tensor | float | None) -> int:
         """What ``pb_cuda_<name>`` returns."""
         passed = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         return getattr(self._library, f"pb_cuda_{name}")(*passed)
@@ -192,51 +197,143 @@ class Operators:
         self,
         geometry: Tensor,
         features: Tensor,
+        labels: Tensor,
         tile_offsets: Tensor,
         tile_ids: Tensor,
+        semantic: Tensor | None,
+        mask: Tensor | None,
+        weight: Tensor | None,
         width: int,
         height: int,
         kind: int,
-        detached: int,
+        detached: bool,
         near: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        inputs = _blend_inputs(geometry, features, tile_offsets, tile_ids, width, height, kind, detached)
-        channels = features.shape[1]
+        masks: int,
+        classes: int,
+        first_query: int,
+        logits: bool,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs = _blend_inputs(geometry, features, labels, tile_offsets, tile_ids, width, height, kind)
+        targets = (semantic, mask, weight, masks, classes, first_query, logits, epsilon)
+        queries = _queries(labels, height, width, *targets[:6])
+        visible, channels, label_count = len(features), features.shape[1], labels.shape[1]
         maps = (
             features.new_empty(height, width, channels),
+            labels.new_empty(height, width, label_count),
             features.new_empty(height, width),
             features.new_empty(height, width),
             features.new_empty(height, width),
         )
-        self._library.run("blend", geometry.device, *inputs, width, height, channels, kind, near, _tf32(), *maps)
-        return maps
+        sums = _rows(features, 1 + 2 * queries * (1 + masks), torch.float64).zero_()
+        settings = (visible, width, height, channels, label_count, kind, near, _tf32())
+        bounds = features.new_empty(visible, _BOUNDS)
+        self._library.run("blend", geometry.device, *inputs, *settings, *targets, bounds, *maps, sums)
+        return *maps, *_label_sums(sums, 0 if semantic is None else masks, queries)
 
     def blend_backward(
         self,
         geometry: Tensor,
         features: Tensor,
+        labels: Tensor,
         tile_offsets: Tensor,
         tile_ids: Tensor,
+        semantic: Tensor | None,
+        mask: Tensor | None,
+        weight: Tensor | None,
         width: int,
         height: int,
         kind: int,
-        detached: int,
+        detached: bool,
         near: float,
-        grad_image: Tensor,
-        grad_alpha: Tensor,
-        grad_depth: Tensor,
-        grad_median: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = _blend_inputs(geometry, features, tile_offsets, tile_ids, width, height, kind, detached)
-        channels = features.shape[1]
-        _check(grad_image, torch.float32, geometry.device, (height, width, channels))
-        for grad in (grad_alpha, grad_depth, grad_median):
-            _check(grad, torch.float32, geometry.device, (height, width))
-        grads = torch.zeros_like(geometry), torch.zeros_like(features)
-        settings = (width, height, channels, channels - detached, kind, near, _tf32())
-        upstream = (grad_image, grad_alpha, grad_depth, grad_median)
-        self._library.run("blend_backward", geometry.device, *inputs, *settings, *upstream, *grads)
+        masks: int,
+        classes: int,
+        first_query: int,
+        logits: bool,
+        epsilon: float,
+        label_image: Tensor,
+        grad_image: Tensor | None,
+        grad_label_image: Tensor | None,
+        grad_alpha: Tensor | None,
+        grad_depth: Tensor | None,
+        grad_median: Tensor | None,
+        grad_entropy: Tensor | None,
+        grad_presence: Tensor | None,
+        grad_overlap: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = _blend_inputs(geometry, features, labels, tile_offsets, tile_ids, width, height, kind)
+        targets = (semantic, mask, weight, masks, classes, first_query, logits, epsilon)
+        queries = _queries(labels, height, width, *targets[:6])
+        visible, channels, label_count = len(features), features.shape[1], labels.shape[1]
+        upstream = {
+            "label_image": (label_image, (height, width, label_count)),
+            "grad_image": (grad_image, (height, width, channels)),
+            "grad_label_image": (grad_label_image, (height, width, label_count)),
+            "grad_alpha": (grad_alpha, (height, width)),
+            "grad_depth": (grad_depth, (height, width)),
+            "grad_median": (grad_median, (height, width)),
+            "grad_entropy": (grad_entropy, ()),
+            "grad_presence": (grad_presence, (2, queries)),
+            "grad_overlap": (grad_overlap, (2, masks, queries)),
+        }
+        for tensor, shape in upstream.values():
+            if tensor is not None:
+                _check(tensor, torch.float32, geometry.device, shape)
+        grads = torch.zeros_like(geometry), torch.zeros_like(features), torch.zeros_like(labels)
+        settings = (visible, width, height, channels, label_count, kind, detached, near, _tf32())
+        bounds = features.new_empty(visible, _BOUNDS)
+        passed = [tensor for tensor, _ in upstream.values()]
+        self._library.run("blend_backward", geometry.device, *inputs, *settings, *targets, *passed, bounds, *grads)
         return grads
+
+    def label_sums(
+        self,
+        labels: Tensor,
+        semantic: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        masks: int,
+        classes: int,
+        first_query: int,
+        logits: bool,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        height, width, label_count = labels.shape
+        _check(labels, torch.float32, labels.device, (height, width, label_count))
+        queries = _queries(labels, height, width, semantic, mask, weight, masks, classes, first_query)
+        sums = _rows(labels, 1 + 2 * queries * (1 + masks), torch.float64).zero_()
+        targets = (semantic, mask, weight, masks, classes, first_query, logits, epsilon)
+        self._library.run("label_sums", labels.device, labels, width, height, label_count, *targets, sums)
+        return _label_sums(sums, masks, queries)
+
+    def label_sums_backward(
+        self,
+        labels: Tensor,
+        semantic: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        masks: int,
+        classes: int,
+        first_query: int,
+        logits: bool,
+        epsilon: float,
+        grad_entropy: Tensor,
+        grad_presence: Tensor,
+        grad_overlap: Tensor,
+    ) -> Tensor:
+        height, width, label_count = labels.shape
+        _check(labels, torch.float32, labels.device, (height, width, label_count))
+        queries = _queries(labels, height, width, semantic, mask, weight, masks, classes, first_query)
+        _check(grad_entropy, torch.float32, labels.device, ())
+        _check(grad_presence, torch.float32, labels.device, (2, queries))
+        _check(grad_overlap, torch.float32, labels.device, (2, masks, queries))
+        grad = torch.empty_like(labels)
+        targets = (semantic, mask, weight, masks, classes, first_query, logits, epsilon)
+        upstream = (grad_entropy, grad_presence, grad_overlap)
+        self._library.run(
+            "label_sums_backward", labels.device, labels, width, height, label_count, *targets, *upstream, grad
+        )
+        return grad
 
     def attend(
         self,
@@ -264,15 +361,55 @@ class Operators:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         inputs, sizes = _attend_inputs(features, means, queries, query_means, query_roots)
         _check(grad, torch.float32, features.device, (len(features), len(queries)))
-        grads = (
-            torch.zeros_like(features),
-            torch.zeros_like(means),
-            torch.zeros_like(queries),
-            torch.zeros_like(query_means),
-            torch.zeros_like(query_roots),
-        )
+        grads = _zeros_of(features, means, queries, query_means, query_roots)
         self._library.run("attend_backward", features.device, *inputs, *sizes, logarithm, grad, *grads)
         return grads
+
+    def attend_shares(
+        self,
+        features: Tensor,
+        means: Tensor,
+        queries: Tensor,
+        query_means: Tensor,
+        query_roots: Tensor,
+        logarithm: bool,
+        temperature: float,
+        rest: float | None,
+    ) -> Tensor:
+        inputs, sizes = _attend_inputs(features, means, queries, query_means, query_roots)
+        shares = features.new_empty(len(features), len(queries))
+        softmax = (temperature, rest is not None, 0.0 if rest is None else rest)
+        self._library.run("attend_shares", features.device, *inputs, *sizes, logarithm, *softmax, shares)
+        return shares
+
+    def attend_shares_backward(
+        self,
+        features: Tensor,
+        means: Tensor,
+        queries: Tensor,
+        query_means: Tensor,
+        query_roots: Tensor,
+        logarithm: bool,
+        temperature: float,
+        rest: float | None,
+        shares: Tensor,
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs, sizes = _attend_inputs(features, means, queries, query_means, query_roots)
+        for tensor in (shares, grad):
+            _check(tensor, torch.float32, features.device, (len(features), len(queries)))
+        grads = _zeros_of(features, means, queries, query_means, query_roots)
+        self._library.run(
+            "attend_shares_backward", features.device, *inputs, *sizes, logarithm, temperature, shares, grad, *grads
+        )
+        return grads
+
+    def take_rows(self, values: Tensor, ids: Tensor) -> Tensor:
+        return values.index_select(0, ids)
+
+    def take_rows_backward(self, grad: Tensor, ids: Tensor, count: int) -> Tensor:
+        # Rows are distinct: to copy them spares the sort, or the additions, that indexing's own gradient needs.
+        return grad.new_zeros(count, grad.shape[1]).index_copy_(0, ids, grad)
 
     def spherical_harmonics(
         self, dc: Tensor, rest: Tensor, means: Tensor, camera_position: Tensor, ids: Tensor, degree: int
@@ -308,33 +445,6 @@ class Operators:
         self._library.run("ssim", x.device, x, y, height, width, channels, value, grad, partial, sums)
         return value, grad
 
-    def mask_losses(
-        self, channels: Tensor, semantic: Tensor, pair: Tensor, columns: Tensor, weight: Tensor, epsilon: float
-    ) -> tuple[Tensor, Tensor]:
-        arguments = _mask_arguments(channels, semantic, pair, columns, weight, epsilon)
-        sums = _rows(channels, 3 * len(columns) + 2, torch.float64).zero_()
-        tail, losses = _rows(channels, 2, torch.float64).zero_(), channels.new_empty(3)
-        self._library.run("mask_losses", channels.device, *arguments, sums, tail, losses)
-        return losses, sums
-
-    def mask_losses_backward(
-        self,
-        channels: Tensor,
-        semantic: Tensor,
-        pair: Tensor,
-        columns: Tensor,
-        weight: Tensor,
-        epsilon: float,
-        sums: Tensor,
-        upstream: Tensor,
-    ) -> Tensor:
-        arguments = _mask_arguments(channels, semantic, pair, columns, weight, epsilon)
-        _check(sums, torch.float64, channels.device, (3 * len(columns) + 2,))
-        _check(upstream, torch.float32, channels.device, (3,))
-        factors, grad = channels.new_empty(2 * len(columns) + 2), channels.new_empty(channels.shape)
-        self._library.run("mask_losses_backward", channels.device, *arguments, sums, upstream, factors, grad)
-        return grad
-
 
 def register(operators: Operators) -> None:
     """Make these the kernels of ``torch.ops.panbench`` for CUDA tensors. Call once, after the schemas are known."""
@@ -367,24 +477,65 @@ def _gaussians(means: Tensor, quats: Tensor, log_scales: Tensor, logits: Tensor,
     return means, quats, log_scales, logits
 
 
+def _zeros_of(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    a, b, c, d, e = (torch.zeros_like(t) for t in tensors)
+    return a, b, c, d, e
+
+
 def _blend_inputs(
     geometry: Tensor,
     features: Tensor,
+    labels: Tensor,
     tile_offsets: Tensor,
     tile_ids: Tensor,
     width: int,
     height: int,
     kind: int,
-    detached: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     visible, channels = features.shape
+    label_count = labels.shape[1]
     _check(geometry, torch.float32, geometry.device, (visible, GEOMETRY_WIDTH[kind]))
     _check(features, torch.float32, geometry.device, (visible, channels))
+    _check(labels, torch.float32, geometry.device, (visible, label_count))
     _check(tile_offsets, torch.int32, geometry.device, (-(-width // _TILE) * -(-height // _TILE) + 1,))
     _check(tile_ids, torch.int32, geometry.device, (len(tile_ids),))
-    if not 0 <= detached <= channels or channels < 1:
-        raise RuntimeError(f"panbench: {detached} detached channels of {channels}")
-    return geometry, features, tile_offsets, tile_ids
+    if channels + label_count < 1:
+        raise RuntimeError("panbench: there is no channel to blend")
+    return geometry, features, labels, tile_offsets, tile_ids
+
+
+def _queries(
+    labels: Tensor,
+    height: int,
+    width: int,
+    semantic: Tensor | None,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    masks: int,
+    classes: int,
+    first_query: int,
+) -> int:
+    """Number of queries of checked targets for labels [..., L]; 0 without targets."""
+    maps = ((semantic, torch.int32), (mask, torch.int32), (weight, torch.float32))
+    given = [(tensor, dtype) for tensor, dtype in maps if tensor is not None]
+    if not given:
+        return 0
+    for tensor, dtype in given:
+        _check(tensor, dtype, labels.device, (height, width))
+    label_count = labels.shape[-1]
+    if len(given) != len(maps) or masks < 0 or not 0 <= classes <= first_query <= label_count:
+        raise RuntimeError(
+            f"panbench: targets with {len(given)} of 3 maps, {masks} masks, {classes} classes and queries from channel "
+            f"{first_query} on, for {label_count} labels"
+        )
+    return label_count - first_query
+
+
+def _label_sums(sums: Tensor, masks: int, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy [], presence [2, Q] and overlap [2, K, Q] of the sums in float64 that the kernels leave."""
+    entropy, presence, overlap = sums.float().split([1, 2 * queries, 2 * masks * queries])
+    # Three tensors, none a view of another: torch asks that of an operator.
+    return entropy.reshape(()).clone(), presence.reshape(2, queries).clone(), overlap.reshape(2, masks, queries).clone()
 
 
 def _attend_inputs(
@@ -417,16 +568,3 @@ def _harmonics_arguments(
         _check(tensor, torch.float32, dc.device, shape)
     _check(ids, torch.int64, dc.device, (len(ids),))
     return len(ids), ids, degree, coefficients, dc, rest, means, camera_position
-
-
-def _mask_arguments(
-    channels: Tensor, semantic: Tensor, pair: Tensor, columns: Tensor, weight: Tensor, epsilon: float
-) -> tuple[Tensor | float, ...]:
-    height, width, count = channels.shape
-    stride = channels.stride(1)
-    if channels.dtype != torch.float32 or channels.stride(2) != 1 or channels.stride(0) != stride * width:
-        raise RuntimeError("panbench: channels must be float32 with rows of equal stride")
-    for tensor, dtype in ((semantic, torch.int64), (pair, torch.int64), (weight, torch.float32)):
-        _check(tensor, dtype, channels.device, (height, width))
-    _check(columns, torch.int64, channels.device, (len(columns),))
-    return channels, height * width, count, stride, semantic, pair, columns, len(columns), weight, epsilon
