@@ -332,7 +332,7 @@ def _train(cli: PanbenchCLI, manifest: RunManifest) -> None:
     manifest.steps = cli.trainer.global_step
     manifest.cost["fit_seconds"] = cli.save_last.elapsed
     if backend.reason():
-        manifest.backend, manifest.backend_reason = backend.resolve(), backend.reason()
+        manifest.backend, manifest.backend_reason = backend.resolve(rasterizing=True), backend.reason()
 
 
 def _finish_of(cli: PanbenchCLI, manifest: RunManifest) -> Finish:

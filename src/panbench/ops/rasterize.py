@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from panbench.ops import reference
+from panbench.ops import gsplat, reference
 from panbench.ops.backend import Backend, resolve
 from panbench.ops.project import KIND_CODE, Kind
 
@@ -48,7 +48,10 @@ def bin(geometry: Tensor, width: int, height: int, *, kind: Kind, backend: Backe
         geometry: [M, 7 or 13] of :func:`panbench.ops.project`.
         width, height: image size in pixels.
     """
-    if resolve(backend, geometry.device.type) == "reference":
+    chosen = resolve(backend, geometry.device.type, rasterizing=True)
+    if chosen == "gsplat":
+        return Bins(*gsplat.bin(geometry, width, height, kind=kind))
+    if chosen == "reference":
         return Bins(*reference.bin(geometry, width, height, kind=kind))
     return Bins(*torch.ops.panbench.bin(geometry.detach(), width, height, KIND_CODE[kind]))
 
@@ -77,7 +80,10 @@ def blend(
         near: discs hit in front of this depth are skipped, metres.
     """
     sizes = (width, height)
-    if resolve(backend, geometry.device.type) == "reference":
+    chosen = resolve(backend, geometry.device.type, rasterizing=True)
+    if chosen == "gsplat":
+        out = gsplat.blend(geometry, features, *bins, *sizes, kind=kind, detached=detached, near=near)
+    elif chosen == "reference":
         out = reference.blend(geometry, features, *bins, *sizes, kind=kind, detached=detached, near=near)
     else:
         out = torch.ops.panbench.blend(geometry, features.contiguous(), *bins, *sizes, KIND_CODE[kind], detached, near)
