@@ -13,11 +13,10 @@ struct alignas(64) Footprint {
   union {
     struct {
       float x, y, a, b, c, slope_x, slope_y, cx, cy, r2;  // slope_x: -b / a, slope_y: -b / c
+      int unbounded, x0, x1, y0, y1;
     };
-    float values[16];
+    float values[16];  // one cache line; the first ten are numbers
   };
-  int unbounded;
-  int x0, x1, y0, y1;
 };
 
 PB_HD void footprint_from(double xx, double xy, double yy, Footprint& f) {
@@ -59,10 +58,10 @@ PB_HD Footprint footprint(const float* g, int kind, int tiles_x, int tiles_y) {
   f.r2 = -1.0f;
   if (kind == kEllipsoid) {
     const double det = (double)g[2] * g[4] - (double)g[3] * g[3];
-    const double cut2 = 2.0 * log(255.0 * g[5]);
+    const double scale = 2.0f * logf(255.0f * g[5]) / det;
     f.x = f.cx = g[0];
     f.y = f.cy = g[1];
-    footprint_from(cut2 * g[4] / det, -cut2 * g[3] / det, cut2 * g[2] / det, f);
+    footprint_from(scale * g[4], -scale * g[3], scale * g[2], f);
     return f;
   }
   const float cut2 = 2.0f * logf(255.0f * g[11]);
@@ -90,40 +89,47 @@ PB_HD Footprint footprint(const float* g, int kind, int tiles_x, int tiles_y) {
 
 PB_HD double between(double x, double lo, double hi) { return x < lo ? lo : x > hi ? hi : x; }
 
-// Right-hand end, relative to the centre, of the ellipse's chord at height y within it (left-hand if side is -1).
-PB_HD double chord_end(const Footprint& f, double det, double y, double side) {
-  const double under = f.a - det * y * y;
-  return -f.b / f.a * y + side * sqrt(under > 0.0 ? under : 0.0) / f.a;
+// How far a footprint's ellipse reaches from its centre; the same for all of its rows of tiles.
+struct Reach {
+  double det, inverse_a, x, y, y_at_right;
+};
+
+PB_HD Reach reach_of(const Footprint& f) {
+  Reach r;
+  r.det = (double)f.a * f.c - (double)f.b * f.b;
+  r.inverse_a = 1.0 / f.a;
+  const double inverse_det = 1.0 / r.det;
+  r.x = sqrt(f.c * inverse_det);
+  r.y = sqrt(f.a * inverse_det);
+  r.y_at_right = f.slope_y * r.x;
+  return r;
 }
 
 // Extent in x of the ellipse within the strip y0 <= y <= y1 (relative to its centre); false if they do not meet.
-PB_HD bool ellipse_span(const Footprint& f, float y0, float y1, float& lo, float& hi) {
-  const double det = (double)f.a * f.c - (double)f.b * f.b;
-  const double reach_y = sqrt(f.a / det), reach_x = sqrt(f.c / det);
-  if (y0 > reach_y || y1 < -reach_y) return false;
-  const double y_at_right = -f.b / f.c * reach_x;
-  const double a = between(y0, -reach_y, reach_y), b = between(y1, -reach_y, reach_y);
-  const double ra = chord_end(f, det, a, 1.0), rb = chord_end(f, det, b, 1.0);
-  const double la = chord_end(f, det, a, -1.0), lb = chord_end(f, det, b, -1.0);
-  double right = ra > rb ? ra : rb, left = la < lb ? la : lb;
-  if (y_at_right >= a && y_at_right <= b) right = reach_x;
-  if (-y_at_right >= a && -y_at_right <= b) left = -reach_x;
-  lo = (float)left;
-  hi = (float)right;
+PB_HD bool ellipse_span(const Footprint& f, const Reach& r, double y0, double y1, double& lo, double& hi) {
+  if (y0 > r.y || y1 < -r.y) return false;
+  const double a = between(y0, -r.y, r.y), b = between(y1, -r.y, r.y);
+  // The chord at height y is centred at slope_x y and half sqrt(a - det y^2) / a long.
+  const double under_a = f.a - r.det * a * a, under_b = f.a - r.det * b * b;
+  const double half_a = sqrt(under_a > 0.0 ? under_a : 0.0) * r.inverse_a;
+  const double half_b = sqrt(under_b > 0.0 ? under_b : 0.0) * r.inverse_a;
+  const double mid_a = f.slope_x * a, mid_b = f.slope_x * b;
+  lo = mid_a - half_a < mid_b - half_b ? mid_a - half_a : mid_b - half_b;
+  hi = mid_a + half_a > mid_b + half_b ? mid_a + half_a : mid_b + half_b;
+  if (r.y_at_right >= a && r.y_at_right <= b) hi = r.x;
+  if (-r.y_at_right >= a && -r.y_at_right <= b) lo = -r.x;
   return true;
 }
 
 // Rows of tiles first..last that a footprint may touch; none if last < first.
-PB_HD void tile_rows(const Footprint& f, int tiles_y, int& first, int& last) {
+PB_HD void tile_rows(const Footprint& f, const Reach& r, int tiles_y, int& first, int& last) {
   first = 0;
   last = -1;
   if (f.unbounded) {
     if (f.x0 <= f.x1) first = f.y0, last = f.y1;
     return;
   }
-  const double det = (double)f.a * f.c - (double)f.b * f.b;
-  const float reach = (float)sqrt(f.a / det);
-  float top = f.y - reach, bottom = f.y + reach;
+  float top = f.y - (float)r.y, bottom = f.y + (float)r.y;
   if (f.r2 > 0) {
     const float radius = sqrtf(f.r2);
     top = fminf(top, f.cy - radius);
@@ -136,17 +142,18 @@ PB_HD void tile_rows(const Footprint& f, int tiles_y, int& first, int& last) {
 }
 
 // Tiles first..last of the row of tiles ty that a footprint may touch; false if there are none.
-PB_HD bool tile_span(const Footprint& f, int ty, int tiles_x, int& first, int& last) {
+PB_HD bool tile_span(const Footprint& f, const Reach& r, int ty, int tiles_x, int& first, int& last) {
   if (f.unbounded) {
     first = f.x0;
     last = f.x1;
     return first <= last;
   }
   const float y0 = (float)(ty * kTile), y1 = y0 + kTile;
-  float lo = 1e30f, hi = -1e30f, a, b;
-  if (ellipse_span(f, y0 - f.y, y1 - f.y, a, b)) {
-    lo = f.x + a;
-    hi = f.x + b;
+  float lo = 1e30f, hi = -1e30f;
+  double left, right;
+  if (ellipse_span(f, r, y0 - f.y, y1 - f.y, left, right)) {
+    lo = f.x + (float)left;
+    hi = f.x + (float)right;
   }
   if (f.r2 > 0) {
     const float dy = fminf(fmaxf(f.cy, y0), y1) - f.cy;

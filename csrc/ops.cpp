@@ -4,6 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -35,8 +41,21 @@ const int32_t* ints(const Tensor& t) {
   return t.const_data_ptr<int32_t>();
 }
 
+// Label images take tens of megabytes, which are mapped anew at every call unless the process keeps freed memory: in small
+// pages the first touch of each costs more than blending does.
+void ask_for_large_pages(void* memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kLarge = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kLarge - 1) & ~(kLarge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(kLarge - 1);
+  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint: no harm if refused
+#endif
+}
+
 Tensor empty(std::vector<int64_t> shape, ScalarType type = ScalarType::Float) {
-  return torch::stable::empty(shape, type);
+  const Tensor t = torch::stable::empty(shape, type);
+  ask_for_large_pages(t.mutable_data_ptr(), (size_t)t.numel() * t.element_size());
+  return t;
 }
 
 float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
@@ -102,8 +121,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(
                g_logits = empty({n});
   panbench::project_backward(gaussians,
                              view_of(world_to_camera, fx, fy, cx, cy, width, height, near_plane, low_pass), (int)kind,
-                             longs(ids), ids.size(0), floats(grad_geometry), floats(grad_normals), out(g_means),
-                             out(g_quats), out(g_scales), out(g_logits));
+                             longs(ids), ids.size(0), floats(grad_geometry), floats(grad_normals),
+                             {out(g_means), out(g_quats), out(g_scales), out(g_logits)});
   return {g_means, g_quats, g_scales, g_logits};
 }
 
@@ -130,50 +149,164 @@ struct PaddedFeatures {
   }
 };
 
-panbench::BlendArgs blend_args(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
-                               const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind, int64_t detached,
-                               double near_plane) {
-  check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
-  check(features.dim() == 2 && features.size(0) == geometry.size(0), "features must be [M, C]");
-  check(detached >= 0 && detached <= features.size(1), "detached must be at most the number of channels");
-  check(offsets.size(0) == ((width + 15) / 16) * ((height + 15) / 16) + 1, "tile offsets do not fit the image");
+const float* floats_or_null(const std::optional<Tensor>& t) { return t ? floats(*t) : nullptr; }
+
+// Label channels of `pixels` pixels against what is given of their semantic, mask and weight.
+panbench::LabelTargets label_targets(int64_t pixels, int64_t channels, const std::optional<Tensor>& semantic,
+                                     const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
+                                     int64_t masks, int64_t classes, int64_t first_query, bool logits,
+                                     double epsilon) {
+  panbench::LabelTargets l{};
+  check(semantic.has_value() == mask.has_value() && mask.has_value() == weight.has_value(),
+        "semantic, mask and weight come together");
+  if (!semantic) return l;
+  check(semantic->numel() == pixels && mask->numel() == pixels && weight->numel() == pixels, "maps must be [H, W]");
+  check(classes >= 0 && masks >= 0 && classes <= first_query && first_query <= channels,
+        "class channels come before queries, and these end with the channels");
+  check(epsilon >= 1e-6 && epsilon < 0.5, "epsilon must be in [1e-6, 0.5)");
+  l.semantic = ints(*semantic);
+  l.mask = ints(*mask);
+  l.weight = floats(*weight);
+  l.channels = (int)channels;
+  l.masks = (int)masks;
+  l.classes = (int)classes;
+  l.first_query = (int)first_query;
+  l.queries = (int)(channels - first_query);
+  l.padded = (l.queries + 15) / 16 * 16;
+  l.factors = (int)std::min(8.0, -37.0 / std::log10(epsilon));
+  l.logits = logits;
+  l.epsilon = (float)epsilon;
+  int32_t top_class = 0, top_mask = -1;
+  for (int64_t p = 0; p < pixels; ++p) {
+    top_class = std::max(top_class, l.semantic[p]);
+    top_mask = std::max(top_mask, l.mask[p]);
+  }
+  check(!classes || top_class <= classes, "a class has no channel");
+  check(top_mask < masks, "a mask's number is too large");
+  return l;
+}
+
+// Room for the sums of label channels.
+struct Totals {
+  Tensor entropy, presence, overlap;
+  Totals(const panbench::LabelTargets& l)
+      : entropy(empty({})), presence(empty({2, l.queries})), overlap(empty({2, l.masks, l.queries})) {
+    *out(entropy) = 0.0f;
+  }
+  panbench::LabelTotals room() const { return {out(entropy), out(presence), out(overlap)}; }
+};
+
+// Gradients of the sums, with their tables.
+struct SumGradients {
+  std::vector<float> tables;
+  panbench::LabelGradIn in{};
+  SumGradients(const panbench::LabelTargets& l, const std::optional<Tensor>& entropy,
+               const std::optional<Tensor>& presence, const std::optional<Tensor>& overlap) {
+    if (!l.semantic || !(entropy || presence || overlap)) return;
+    check(!presence || presence->numel() == 2 * l.queries, "the gradient of presence must be [2, Q]");
+    check(!overlap || overlap->numel() == 2 * (int64_t)l.masks * l.queries, "that of overlap must be [2, K, Q]");
+    tables = panbench::label_tables(l, floats_or_null(presence), floats_or_null(overlap));
+    in = {true, entropy ? *floats(*entropy) : 0.0f, tables.data()};
+  }
+};
+
+// What blend and blend_backward have in common.
+struct BlendInputs {
   panbench::BlendArgs args{};
-  args.kind = (int)kind;
-  args.width = (int)width;
-  args.height = (int)height;
-  args.channels = (int)features.size(1);
-  args.stride = (int)((features.size(1) + 15) / 16 * 16);
-  args.attached = (int)(features.size(1) - detached);
-  args.near_plane = (float)near_plane;
-  args.geometry = floats(geometry);
-  args.features = floats(features);
-  args.tile_offsets = ints(offsets);
-  args.tile_ids = ints(tile_ids);
-  return args;
+  int64_t visible;
+  BlendInputs(const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets,
+              const Tensor& tile_ids, const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask,
+              const std::optional<Tensor>& weight, int64_t width, int64_t height, int64_t kind, bool detached,
+              double near_plane, int64_t masks, int64_t classes, int64_t first_query, bool logits, double epsilon)
+      : visible(geometry.size(0)) {
+    check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
+    check(features.dim() == 2 && features.size(0) == visible, "features must be [M, C]");
+    check(labels.dim() == 2 && labels.size(0) == visible, "labels must be [M, L]");
+    check(features.size(1) + labels.size(1) > 0, "there must be a channel");
+    check(offsets.size(0) == ((width + 15) / 16) * ((height + 15) / 16) + 1, "tile offsets do not fit the image");
+    args.kind = (int)kind;
+    args.width = (int)width;
+    args.height = (int)height;
+    args.channels = (int)features.size(1);
+    args.labels = (int)labels.size(1);
+    args.stride = (args.channels + args.labels + 15) / 16 * 16;
+    args.attached = args.channels + (detached ? 0 : args.labels);
+    args.near_plane = (float)near_plane;
+    args.geometry = floats(geometry);
+    args.features = floats(features);
+    args.label_rows = floats(labels);
+    args.tile_offsets = ints(offsets);
+    args.tile_ids = ints(tile_ids);
+    args.targets = label_targets(width * height, args.labels, semantic, mask, weight, masks, classes, first_query,
+                                 logits, epsilon);
+  }
+};
+
+using BlendResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+BlendResults blend(const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets,
+                   const Tensor& tile_ids, const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask,
+                   const std::optional<Tensor>& weight, int64_t width, int64_t height, int64_t kind, bool detached,
+                   double near_plane, int64_t masks, int64_t classes, int64_t first_query, bool logits,
+                   double epsilon) {
+  const BlendInputs inputs(geometry, features, labels, offsets, tile_ids, semantic, mask, weight, width, height, kind,
+                           detached, near_plane, masks, classes, first_query, logits, epsilon);
+  const Tensor image = empty({height, width, features.size(1)}), label_image = empty({height, width, labels.size(1)}),
+               alpha = empty({height, width}), depth = empty({height, width}), median = empty({height, width});
+  const Totals totals(inputs.args.targets);
+  panbench::blend(inputs.args, inputs.visible,
+                  {out(image), out(label_image), out(alpha), out(depth), out(median), nullptr}, totals.room());
+  return {image, label_image, alpha, depth, median, totals.entropy, totals.presence, totals.overlap};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> blend(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
-                                                 const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind,
-                                                 int64_t detached, double near_plane) {
-  const Tensor image = empty({height, width, features.size(1)}), alpha = empty({height, width}),
-               depth = empty({height, width}), median = empty({height, width});
-  panbench::blend(blend_args(geometry, features, offsets, tile_ids, width, height, kind, detached, near_plane),
-                  geometry.size(0), {out(image), out(alpha), out(depth), out(median)});
-  return {image, alpha, depth, median};
-}
-
-std::tuple<Tensor, Tensor> blend_backward(const Tensor& geometry, const Tensor& features, const Tensor& offsets,
-                                          const Tensor& tile_ids, int64_t width, int64_t height, int64_t kind,
-                                          int64_t detached, double near_plane, const Tensor& grad_image,
-                                          const Tensor& grad_alpha, const Tensor& grad_depth,
-                                          const Tensor& grad_median) {
+std::tuple<Tensor, Tensor, Tensor> blend_backward(
+    const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets, const Tensor& tile_ids,
+    const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
+    int64_t width, int64_t height, int64_t kind, bool detached, double near_plane, int64_t masks, int64_t classes,
+    int64_t first_query, bool logits, double epsilon, const Tensor& label_image,
+    const std::optional<Tensor>& grad_image, const std::optional<Tensor>& grad_label_image,
+    const std::optional<Tensor>& grad_alpha, const std::optional<Tensor>& grad_depth,
+    const std::optional<Tensor>& grad_median, const std::optional<Tensor>& grad_entropy,
+    const std::optional<Tensor>& grad_presence, const std::optional<Tensor>& grad_overlap) {
+  const BlendInputs inputs(geometry, features, labels, offsets, tile_ids, semantic, mask, weight, width, height, kind,
+                           detached, near_plane, masks, classes, first_query, logits, epsilon);
+  const SumGradients sums(inputs.args.targets, grad_entropy, grad_presence, grad_overlap);
   const Tensor g_geometry = empty({geometry.size(0), geometry.size(1)}),
-               g_features = empty({features.size(0), features.size(1)});
+               g_features = empty({features.size(0), features.size(1)}),
+               g_labels = empty({labels.size(0), labels.size(1)});
   panbench::blend_backward(
-      blend_args(geometry, features, offsets, tile_ids, width, height, kind, detached, near_plane),
-      geometry.size(0), {floats(grad_image), floats(grad_alpha), floats(grad_depth), floats(grad_median)},
-      out(g_geometry), out(g_features));
-  return {g_geometry, g_features};
+      inputs.args, inputs.visible,
+      {floats_or_null(grad_image), floats_or_null(grad_label_image), floats_or_null(grad_alpha),
+       floats_or_null(grad_depth), floats_or_null(grad_median), floats(label_image), sums.in},
+      out(g_geometry), out(g_features), out(g_labels));
+  return {g_geometry, g_features, g_labels};
+}
+
+panbench::LabelTargets image_targets(const Tensor& labels, const Tensor& semantic, const Tensor& mask,
+                                     const Tensor& weight, int64_t masks, int64_t classes, int64_t first_query,
+                                     bool logits, double epsilon) {
+  check(labels.dim() == 3, "labels must be [H, W, L]");
+  return label_targets(labels.size(0) * labels.size(1), labels.size(2), semantic, mask, weight, masks, classes,
+                       first_query, logits, epsilon);
+}
+
+std::tuple<Tensor, Tensor, Tensor> label_sums(const Tensor& labels, const Tensor& semantic, const Tensor& mask,
+                                              const Tensor& weight, int64_t masks, int64_t classes,
+                                              int64_t first_query, bool logits, double epsilon) {
+  const auto l = image_targets(labels, semantic, mask, weight, masks, classes, first_query, logits, epsilon);
+  const Totals totals(l);
+  panbench::label_sums(l, floats(labels), semantic.numel(), totals.room());
+  return {totals.entropy, totals.presence, totals.overlap};
+}
+
+Tensor label_sums_backward(const Tensor& labels, const Tensor& semantic, const Tensor& mask, const Tensor& weight,
+                           int64_t masks, int64_t classes, int64_t first_query, bool logits, double epsilon,
+                           const Tensor& grad_entropy, const Tensor& grad_presence, const Tensor& grad_overlap) {
+  const auto l = image_targets(labels, semantic, mask, weight, masks, classes, first_query, logits, epsilon);
+  const SumGradients sums(l, grad_entropy, grad_presence, grad_overlap);
+  const Tensor grad = empty({labels.size(0), labels.size(1), labels.size(2)});
+  panbench::label_sums_backward(l, sums.in, floats(labels), semantic.numel(), out(grad));
+  return grad;
 }
 
 // Query arrays transposed to [rows, queries rounded up to 16].
@@ -345,47 +478,39 @@ std::tuple<Tensor, Tensor> normal_loss_backward(const Tensor& normals, const Ten
   return {g_normals, g_reference};
 }
 
-panbench::MaskLossArgs mask_loss_args(const Tensor& channels, const Tensor& semantic, const Tensor& pair,
-                                      const Tensor& columns, const Tensor& weight, double epsilon) {
-  const int64_t stride = pixel_stride(channels), pixels = channels.size(0) * channels.size(1);
-  for (const Tensor* t : {&semantic, &pair, &weight})
-    check(t->dim() == 2 && t->size(0) == channels.size(0) && t->size(1) == channels.size(1), "maps must be [H, W]");
-  panbench::MaskLossArgs args;
-  args.pixels = pixels;
-  args.channel_count = channels.size(2);
-  args.stride = stride;
-  args.pairs = columns.size(0);
-  args.channels = channels.const_data_ptr<float>();
-  args.semantic = longs(semantic);
-  args.pair = longs(pair);
-  args.columns = longs(columns);
-  args.weight = floats(weight);
-  args.epsilon = (float)epsilon;
-  for (int64_t p = 0; p < pixels; ++p)
-    check(args.semantic[p] <= args.channel_count && args.pair[p] < args.pairs, "a class or pair has no channel");
-  for (int64_t k = 0; k < args.pairs; ++k)
-    check(args.columns[k] >= 0 && args.columns[k] < args.channel_count, "a pair names no channel");
-  return args;
+std::tuple<Tensor, Tensor, Tensor> warping_loss(const Tensor& labels, const Tensor& depth, const Tensor& other,
+                                                const Tensor& other_depth, const Tensor& transform, double fx,
+                                                double fy, double cx, double cy, double other_fx, double other_fy,
+                                                double other_cx, double other_cy, double tolerance) {
+  check(labels.dim() == 3 && other.dim() == 3 && other.size(2) <= labels.size(2), "labels must be [H, W, L]");
+  check(depth.dim() == 2 && depth.size(0) == labels.size(0) && depth.size(1) == labels.size(1), "depth must be [H, W]");
+  check(other_depth.dim() == 2 && other_depth.size(0) == other.size(0) && other_depth.size(1) == other.size(1),
+        "the other depth must be [H', W']");
+  check(transform.dim() == 2 && transform.numel() == 16, "the transform must be [4, 4]");
+  const float* m = floats(transform);
+  panbench::Warping w;
+  w.width = labels.size(1), w.height = labels.size(0), w.other_width = other.size(1), w.other_height = other.size(0);
+  w.channels = other.size(2), w.stride = labels.size(2);
+  w.labels = floats(labels), w.depth = floats(depth), w.other = floats(other), w.other_depth = floats(other_depth);
+  w.rotation = {{m[0], m[1], m[2]}, {m[4], m[5], m[6]}, {m[8], m[9], m[10]}};
+  w.translation = {m[3], m[7], m[11]};
+  w.fx = (float)fx, w.fy = (float)fy, w.cx = (float)cx, w.cy = (float)cy;
+  w.other_fx = (float)other_fx, w.other_fy = (float)other_fy;
+  w.other_cx = (float)other_cx, w.other_cy = (float)other_cy;
+  w.tolerance = (float)tolerance;
+  const Tensor value = empty({}), directions = empty({w.height, w.width, w.channels}),
+               valid = empty({}, ScalarType::Long);
+  *out(value) =
+      (float)panbench::warping_loss(w, out(directions), static_cast<int64_t*>(valid.mutable_data_ptr()));
+  return {value, directions, valid};
 }
 
-std::tuple<Tensor, Tensor> mask_losses(const Tensor& channels, const Tensor& semantic, const Tensor& pair,
-                                       const Tensor& columns, const Tensor& weight, double epsilon) {
-  const auto args = mask_loss_args(channels, semantic, pair, columns, weight, epsilon);
-  double losses[3];
-  const Tensor value = empty({3}), sums = empty({3 * args.pairs + 2}, ScalarType::Double);
-  panbench::mask_losses(args, losses, static_cast<double*>(sums.mutable_data_ptr()));
-  for (int i = 0; i < 3; ++i) out(value)[i] = (float)losses[i];
-  return {value, sums};
-}
-
-Tensor mask_losses_backward(const Tensor& channels, const Tensor& semantic, const Tensor& pair, const Tensor& columns,
-                            const Tensor& weight, double epsilon, const Tensor& sums, const Tensor& upstream) {
-  const auto args = mask_loss_args(channels, semantic, pair, columns, weight, epsilon);
-  const float* u = floats(upstream);
-  const double scale[3] = {u[0], u[1], u[2]};
-  check(sums.size(0) == 3 * args.pairs + 2, "sums do not fit the pairs");
-  const Tensor grad = empty({channels.size(0), channels.size(1), channels.size(2)});
-  panbench::mask_losses_backward(args, sums.const_data_ptr<double>(), scale, out(grad));
+Tensor warping_loss_backward(const Tensor& directions, const Tensor& valid, int64_t channels, const Tensor& upstream) {
+  check(directions.dim() == 3 && directions.size(2) <= channels, "directions must be [H, W, at most L]");
+  const int64_t height = directions.size(0), width = directions.size(1), known = *longs(valid);
+  const Tensor grad = empty({height, width, channels});
+  panbench::warping_loss_backward(floats(directions), height * width, directions.size(2), channels,
+                                  known ? *floats(upstream) / (float)known : 0.0f, out(grad));
   return grad;
 }
 
@@ -437,12 +562,23 @@ STABLE_TORCH_LIBRARY(panbench, m) {
       "Tensor grad_geometry, Tensor grad_normals) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("bin(Tensor geometry, int width, int height, int kind) -> (Tensor, Tensor)");
   m.def(
-      "blend(Tensor geometry, Tensor features, Tensor tile_offsets, Tensor tile_ids, int width, int height, int kind, "
-      "int detached, float near) -> (Tensor, Tensor, Tensor, Tensor)");
+      "blend(Tensor geometry, Tensor features, Tensor labels, Tensor tile_offsets, Tensor tile_ids, Tensor? semantic, "
+      "Tensor? mask, Tensor? weight, int width, int height, int kind, bool detached, float near, int masks, int "
+      "classes, int first_query, bool logits, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
   m.def(
-      "blend_backward(Tensor geometry, Tensor features, Tensor tile_offsets, Tensor tile_ids, int width, int height, "
-      "int kind, int detached, float near, Tensor grad_image, Tensor grad_alpha, Tensor grad_depth, Tensor grad_median) "
-      "-> (Tensor, Tensor)");
+      "blend_backward(Tensor geometry, Tensor features, Tensor labels, Tensor tile_offsets, Tensor tile_ids, Tensor? "
+      "semantic, Tensor? mask, Tensor? weight, int width, int height, int kind, bool detached, float near, int masks, "
+      "int classes, int first_query, bool logits, float epsilon, Tensor label_image, Tensor? grad_image, Tensor? "
+      "grad_label_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor? grad_median, Tensor? grad_entropy, Tensor? "
+      "grad_presence, Tensor? grad_overlap) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "label_sums(Tensor labels, Tensor semantic, Tensor mask, Tensor weight, int masks, int classes, int first_query, "
+      "bool logits, float epsilon) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "label_sums_backward(Tensor labels, Tensor semantic, Tensor mask, Tensor weight, int masks, int classes, int "
+      "first_query, bool logits, float epsilon, Tensor grad_entropy, Tensor grad_presence, Tensor grad_overlap) -> "
+      "Tensor");
   m.def(
       "attend(Tensor features, Tensor means, Tensor queries, Tensor query_means, Tensor query_roots, bool logarithm) -> "
       "Tensor");
@@ -458,12 +594,6 @@ STABLE_TORCH_LIBRARY(panbench, m) {
       "Tensor)");
   m.def("take_rows(Tensor values, Tensor ids) -> Tensor");
   m.def("take_rows_backward(Tensor grad, Tensor ids, int count) -> Tensor");
-  m.def(
-      "mask_losses(Tensor channels, Tensor semantic, Tensor pair, Tensor columns, Tensor weight, float epsilon) -> "
-      "(Tensor, Tensor)");
-  m.def(
-      "mask_losses_backward(Tensor channels, Tensor semantic, Tensor pair, Tensor columns, Tensor weight, float epsilon, "
-      "Tensor sums, Tensor upstream) -> Tensor");
   m.def("ssim(Tensor x, Tensor y) -> (Tensor, Tensor)");
   m.def("similarity(Tensor x, Tensor y, float ssim_weight, float l1_weight) -> (Tensor, Tensor)");
   m.def("depth_normals(Tensor depth, float fx, float fy, float cx, float cy, int step) -> Tensor");
@@ -472,6 +602,11 @@ STABLE_TORCH_LIBRARY(panbench, m) {
   m.def("normal_loss(Tensor normals, Tensor reference) -> (Tensor, Tensor)");
   m.def(
       "normal_loss_backward(Tensor normals, Tensor reference, Tensor known, Tensor upstream) -> (Tensor, Tensor)");
+  m.def(
+      "warping_loss(Tensor labels, Tensor depth, Tensor other, Tensor other_depth, Tensor transform, float fx, float "
+      "fy, float cx, float cy, float other_fx, float other_fy, float other_cx, float other_cy, float tolerance) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def("warping_loss_backward(Tensor directions, Tensor valid, int channels, Tensor upstream) -> Tensor");
   m.def(
       "spherical_harmonics(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int degree) -> "
       "Tensor");
@@ -486,20 +621,22 @@ STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
   m.impl("bin", TORCH_BOX(&bin));
   m.impl("blend", TORCH_BOX(&blend));
   m.impl("blend_backward", TORCH_BOX(&blend_backward));
+  m.impl("label_sums", TORCH_BOX(&label_sums));
+  m.impl("label_sums_backward", TORCH_BOX(&label_sums_backward));
   m.impl("attend", TORCH_BOX(&attend));
   m.impl("attend_backward", TORCH_BOX(&attend_backward));
   m.impl("attend_shares", TORCH_BOX(&attend_shares));
   m.impl("attend_shares_backward", TORCH_BOX(&attend_shares_backward));
   m.impl("take_rows", TORCH_BOX(&take_rows));
   m.impl("take_rows_backward", TORCH_BOX(&take_rows_backward));
-  m.impl("mask_losses", TORCH_BOX(&mask_losses));
-  m.impl("mask_losses_backward", TORCH_BOX(&mask_losses_backward));
   m.impl("ssim", TORCH_BOX(&ssim));
   m.impl("similarity", TORCH_BOX(&similarity));
   m.impl("depth_normals", TORCH_BOX(&depth_normals));
   m.impl("depth_normals_backward", TORCH_BOX(&depth_normals_backward));
   m.impl("normal_loss", TORCH_BOX(&normal_loss));
   m.impl("normal_loss_backward", TORCH_BOX(&normal_loss_backward));
+  m.impl("warping_loss", TORCH_BOX(&warping_loss));
+  m.impl("warping_loss_backward", TORCH_BOX(&warping_loss_backward));
   m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
 }

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kGroup = 2;  // tiles on a side of a group, which shares rows of gradients
 constexpr int64_t kPiece = 2048;  // rows that are binned together
+constexpr int64_t kAhead = 8;  // rows whose footprint is asked for early: they lie anywhere in memory
 constexpr int kRow = 16;   // floats of geometry gradient in such a row
 
 // Reused between calls: fresh pages cost more than the work that is done in them.
@@ -175,11 +176,14 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
   for (int64_t piece = 0; piece < pieces; ++piece) {
     spans[piece].reserve(2 * kPiece);
     int32_t* const count = next.data() + piece * tiles;
-    for (int64_t i = piece * kPiece; i < std::min(visible, (piece + 1) * kPiece); ++i) {
+    const int64_t end = std::min(visible, (piece + 1) * kPiece);
+    for (int64_t i = piece * kPiece; i < end; ++i) {
+      if (i + kAhead < end) __builtin_prefetch(&prints[order[i + kAhead]]);
       const Footprint& print = prints[order[i]];
+      const Reach reach = reach_of(print);
       int ty, last_row, tx0, tx1;
-      for (tile_rows(print, tiles_y, ty, last_row); ty <= last_row; ++ty) {
-        if (!tile_span(print, ty, tiles_x, tx0, tx1)) continue;
+      for (tile_rows(print, reach, tiles_y, ty, last_row); ty <= last_row; ++ty) {
+        if (!tile_span(print, reach, ty, tiles_x, tx0, tx1)) continue;
         spans[piece].push_back({order[i], ty * tiles_x + tx0, ty * tiles_x + tx1});
         for (int t = tx0; t <= tx1; ++t) ++count[ty * tiles_x + t];
       }
@@ -206,7 +210,7 @@ TileLists bin(const float* geometry, int64_t visible, int kind, int width, int h
   return lists;
 }
 
-void blend(BlendArgs args, int64_t visible, const BlendOut& out) {
+void blend(BlendArgs args, int64_t visible, BlendOut out, const LabelTotals& totals) {
   const std::vector<Footprint> prints = complete(args, visible);
   const KernelTable& table = kernels();
   const int tiles = args.tiles_x * args.tiles_y;
@@ -214,17 +218,25 @@ void blend(BlendArgs args, int64_t visible, const BlendOut& out) {
   std::vector<int64_t> cost(tiles);
   for (int t = 0; t < tiles; ++t) cost[t] = list_length(args, t);
   const std::vector<int> order = costly_first(cost);
+  LabelParts parts(args.targets, tiles);
+  out.sums = parts.sums.data();
 #pragma omp parallel
   {
     static thread_local Scratch scratch;
     char* memory = scratch.get(bytes);
 #pragma omp for schedule(dynamic)
-    for (int i = 0; i < tiles; ++i) table.blend_forward(args, out, order[i], memory);
+    for (int i = 0; i < tiles; ++i) {
+      const int tile = order[i], x = tile % args.tiles_x * kTile, y = tile / args.tiles_x * kTile;
+      parts.open(tile, (int64_t)y * args.width + x, std::min(kTile, args.height - y), std::min(kTile, args.width - x),
+                 args.width);
+      table.blend_forward(args, out, tile, memory);
+    }
   }
+  parts.total(totals);
 }
 
 void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry,
-                    float* grad_features) {
+                    float* grad_features, float* grad_labels) {
   const std::vector<Footprint> prints = complete(args, visible);
   const KernelTable& table = kernels();
   const int64_t bytes = table.blend_scratch(longest_list(args), args.stride);
@@ -245,7 +257,8 @@ void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, floa
 #pragma omp parallel for schedule(static)
   for (int64_t m = 0; m < visible; ++m)
     table.sum_rows(sources.rows.data() + sources.offsets[m], sources.offsets[m + 1] - sources.offsets[m], args.channels,
-                   grad_features + m * args.channels, width, grad_geometry + m * width);
+                   grad_features + m * args.channels, args.labels, grad_labels + m * args.labels, width,
+                   grad_geometry + m * width);
 }
 
 }  // namespace panbench

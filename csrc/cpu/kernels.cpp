@@ -6,6 +6,8 @@
 // into geometry.
 #include "../splat.h"
 #include "kernels.h"
+#include "project_lanes.h"
+#include "label_sums.h"
 #include "simd.h"
 
 namespace panbench {
@@ -13,6 +15,8 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTail = 4;     // channels that are blended together where fewer than sixteen are left
+constexpr int kCulled = 64;   // candidates that are tested against a block before any of them is evaluated
+constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kNowhere = 1e15f;  // footprint of what pads the candidates: no block touches it
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
@@ -22,8 +26,8 @@ constexpr int kPixelGroup = 4;
 constexpr int kHitGroup = 4;
 #endif
 
-// Tile-local parameters, as in splat.h, of the candidates first to first + 15, to p [16, kParams]; those from `count`
-// on are left undefined.
+// Tile-local parameters of the candidates first to first + 15, to p [16, kParams]; those from `count` on are left
+// undefined. As in splat.h, but that the conic is scaled so that log2(alpha / opacity) = a dx^2 + b dx dy + c dy^2.
 void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int count, float x0, float y0, float* p) {
   const int width = geometry_width(a.kind);
   F16 v[kLanes];
@@ -34,6 +38,9 @@ void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int coun
   if (a.kind == kEllipsoid) {
     v[0] = v[0] - x;
     v[1] = v[1] - y;
+    v[2] = set1(-0.5f * kLog2E) * v[2];
+    v[3] = set1(-kLog2E) * v[3];
+    v[4] = set1(-0.5f * kLog2E) * v[4];
   } else {
     const F16 w[3] = {v[6], v[7], v[8]};
     F16 mu[3], mv[3];
@@ -70,11 +77,11 @@ struct Tile {
   int count, padded;
   const int32_t* ids;
   float* params;  // [count, kParams]
-  float *x, *y, *a, *b, *c, *slope_x, *slope_y, *cx, *cy, *r2;
+  float *x, *y, *a, *b2, *c, *slope_x, *slope_y, *cx, *cy, *r2;  // b2: 2 b
   int slots;
   int32_t* slot;   // [count] of a candidate, -1 if it has none
   int32_t* owner;  // [slots] candidate of a slot
-  float* rows;     // [slots, stride] features, padded with zeros
+  float* rows;     // [slots, stride] features, then labels; what pads them is left undefined
 };
 
 struct Block {
@@ -95,8 +102,8 @@ struct Sums {
 };
 
 int64_t blend_scratch(int64_t hits, int stride) {
-  const int64_t padded = round_up(hits, kLanes);
-  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride;
+  const int64_t padded = round_up(hits, kLanes) + 1;
+  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride + kLanes;
   return floats * 4 + 64 * 32;
 }
 
@@ -111,15 +118,20 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   t.padded = (int)round_up(t.count, kLanes);
   t.ids = a.tile_ids + begin;
   t.params = take(scratch, (int64_t)t.padded * kParams);
-  float** const arrays[] = {&t.x, &t.y, &t.a, &t.b, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
+  float** const arrays[] = {&t.x, &t.y, &t.a, &t.b2, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
   for (float** array : arrays) *array = take(scratch, t.padded);
   t.slots = 0;
   t.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
   t.owner = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  t.rows = take(scratch, (int64_t)t.padded * a.stride);
+  t.rows = take(scratch, (int64_t)t.padded * a.stride + kLanes);  // a row is written in sixteens
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   const F16 left = set1(x0), top = set1(y0);
   for (int i = 0; i < t.padded; i += kLanes) {
+    // What the next sixteen need lies anywhere in memory.
+    for (int k = i + kLanes; k < i + 2 * kLanes && k < t.count; ++k) {
+      __builtin_prefetch(geometry_row(a, t.ids[k]));
+      __builtin_prefetch(a.footprints + t.ids[k]);
+    }
     tile_parameters(a, t.ids, i, t.count, x0, y0, t.params + i * kParams);
     F16 v[kLanes];
     for (int k = 0; k < kLanes; ++k)
@@ -128,10 +140,11 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
     store(t.x + i, v[0] - left);
     store(t.y + i, v[1] - top);
     store(t.a + i, v[2]);
-    store(t.b + i, v[3]);
+    store(t.b2 + i, v[3] + v[3]);
     store(t.c + i, v[4]);
     store(t.slope_x + i, v[5]);
     store(t.slope_y + i, v[6]);
+    if (a.kind == kEllipsoid) continue;
     store(t.cx + i, v[7] - left);
     store(t.cy + i, v[8] - top);
     store(t.r2 + i, v[9]);
@@ -143,12 +156,18 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
 Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
   Block b;
   b.count = 0;
-  b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded));
+  // One more than there can be hits: what turns out to be no hit is overwritten by the next one.
+  b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded + 1));
   b.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  b.weight = take(scratch, (int64_t)t.padded * kLanes);
+  b.weight = take(scratch, (int64_t)(t.padded + 1) * kLanes);
   float** const arrays[] = {&b.alpha, &b.before, &b.depth};
-  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)t.padded * kLanes) : nullptr;
+  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)(t.padded + 1) * kLanes) : nullptr;
   return b;
+}
+
+// May write up to fifteen floats too many.
+PB_INLINE void copy_row(const float* from, int count, float* to) {
+  for (int c = 0; c < count; c += kLanes) store(to + c, load_up_to(from + c, count - c));
 }
 
 // Gives the block's hits slots; new ones get their features copied, so that the channel products read memory in order.
@@ -159,11 +178,9 @@ PB_INLINE void open_slots(const BlendArgs& a, Tile& t, Block& b) {
     if (slot < 0) {
       slot = t.slot[candidate] = t.slots++;
       t.owner[slot] = candidate;
-      const float* from = a.features + (int64_t)t.ids[candidate] * a.channels;
       float* to = t.rows + (int64_t)slot * a.stride;
-      int c = 0;
-      for (; c + kLanes <= a.channels; c += kLanes) store(to + c, load(from + c));
-      if (c < a.channels) store(to + c, load_part(from + c, a.channels - c));
+      copy_row(a.features + (int64_t)t.ids[candidate] * a.channels, a.channels, to);
+      copy_row(a.label_rows + (int64_t)t.ids[candidate] * a.labels, a.labels, to + a.channels);
     }
     b.slot[n] = slot;
   }
@@ -173,33 +190,36 @@ PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
 
-// Asks for a row of floats early: features and image gradients come from far away, and weighing a block takes long.
+// Asks for a row of floats early: image gradients come from far away, and weighing a block takes long.
 PB_INLINE void prefetch(const float* row, int64_t count) {
+  if (!row || !count) return;
   for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
   __builtin_prefetch(row + count - 1);
 }
 
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
+template <int kind>
 PB_INLINE uint32_t touches(const Tile& t, int i, float bx, float by) {
-  const F16 x = load(t.x + i), y = load(t.y + i), a = load(t.a + i), b = load(t.b + i), c = load(t.c + i);
+  const F16 x = load(t.x + i), y = load(t.y + i), b2 = load(t.b2 + i);
   const F16 lx = set1(bx) - x, hx = set1(bx + 3.0f) - x, ly = set1(by) - y, hy = set1(by + 3.0f) - y;
-  const F16 zero_ = zero();
-  const F16 ex = clamp(zero_, lx, hx), ey = clamp(zero_, ly, hy);
+  const F16 ex = clamp(zero(), lx, hx), ey = clamp(zero(), ly, hy);
   // The minimum of the quadratic form over the rectangle lies on an edge that faces the centre (or is 0 inside).
   const F16 qy = clamp(load(t.slope_y + i) * ex, ly, hy), qx = clamp(load(t.slope_x + i) * ey, lx, hx);
-  const F16 two = set1(2.0f);
-  const F16 v0 = fma(a * ex, ex, fma(two * b * ex, qy, c * qy * qy));
-  const F16 v1 = fma(a * qx, qx, fma(two * b * qx, ey, c * ey * ey));
+  const F16 aex = load(t.a + i), cey = load(t.c + i);
+  const F16 v0 = fma(fma(aex, ex, b2 * qy), ex, cey * qy * qy);
+  const F16 v1 = fma(fma(cey, ey, b2 * qx), ey, aex * qx * qx);
   M16 m = less_equal(min(v0, v1), set1(1.0001f));
-  const F16 cx = load(t.cx + i), cy = load(t.cy + i);
-  const F16 dx = clamp(cx, set1(bx), set1(bx + 3.0f)) - cx, dy = clamp(cy, set1(by), set1(by + 3.0f)) - cy;
-  m = m | less_equal(fma(dx, dx, dy * dy), load(t.r2 + i));
+  if constexpr (kind == kDisc) {
+    const F16 cx = load(t.cx + i), cy = load(t.cy + i);
+    const F16 dx = clamp(cx, set1(bx), set1(bx + 3.0f)) - cx, dy = clamp(cy, set1(by), set1(by + 3.0f)) - cy;
+    m = m | less_equal(fma(dx, dx, dy * dy), load(t.r2 + i));
+  }
   return bits(m);
 }
 
+// alpha is 0 where the Gaussian is skipped; depth is finite.
 struct Hit {
   F16 alpha, depth;
-  M16 mask;
 };
 
 struct DiscHit {
@@ -225,19 +245,20 @@ PB_INLINE Hit evaluate(const float* p, F16 px, F16 py, float near_plane) {
   Hit h;
   if constexpr (kind == kEllipsoid) {
     const F16 dx = set1(p[0]) - px, dy = set1(p[1]) - py;
-    const F16 quad = fma(set1(p[2]) * dx, dx, set1(p[4]) * dy * dy);
-    const F16 sigma = fma(set1(0.5f), quad, set1(p[3]) * dx * dy);
-    h.alpha = min(set1(kAlphaMax), set1(p[5]) * exp(zero() - sigma));
-    h.mask = less_equal(zero(), sigma) & less_equal(set1(kAlphaMin), h.alpha);
+    const F16 power = fma(dx, fma(set1(p[2]), dx, set1(p[3]) * dy), set1(p[4]) * dy * dy);
+    const F16 alpha = min(set1(kAlphaMax), set1(p[5]) * exp2(power));
+    h.alpha = select(less_equal(power, zero()) & less_equal(set1(kAlphaMin), alpha), alpha, zero());
     h.depth = set1(p[6]);
   } else {
     const DiscHit d = intersect(p, px, py);
     const F16 rho = min(d.rho3, d.rho2);
-    h.depth = fma(d.u, set1(p[9]), fma(d.v, set1(p[10]), set1(p[11])));
-    h.alpha = min(set1(kAlphaMax), set1(p[14]) * exp(set1(-0.5f) * rho));
+    const F16 depth = fma(d.u, set1(p[9]), fma(d.v, set1(p[10]), set1(p[11])));
+    const F16 alpha = min(set1(kAlphaMax), set1(p[14]) * exp2(set1(-0.5f * kLog2E) * rho));
     // Comparisons are false for the NaN and infinities of a ray parallel to the disc.
-    h.mask = less_equal(set1(near_plane), h.depth) & less_equal(h.depth, set1(1e10f)) &
-             less_equal(set1(kAlphaMin), h.alpha);
+    const M16 m = less_equal(set1(near_plane), depth) & less_equal(depth, set1(1e10f)) &
+                  less_equal(set1(kAlphaMin), alpha);
+    h.alpha = select(m, alpha, zero());
+    h.depth = select(m, depth, zero());
   }
   return h;
 }
@@ -247,41 +268,38 @@ template <int kind, bool backward>
 PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
   const float bx = (float)(block % 4 * kBlock) + 0.5f, by = (float)(block / 4 * kBlock) + 0.5f;
   Sums sums = {set1(1.0f), zero(), zero()};
-  M16 active = mask_of(inside);
-  out.count = 0;
-  for (int i = 0; i < t.count && any(active); i += kLanes) {
-    uint32_t near = touches(t, i, bx, by);
-    while (near) {
-      const int candidate = i + __builtin_ctz(near);
-      near &= near - 1;
+  // Transmittance where the pixel still takes light, and 0 where it has stopped or lies outside of the image: no mask
+  // has to be carried from hit to hit.
+  F16 open = select(mask_of(inside), set1(1.0f), zero());
+  int32_t near[kCulled + kLanes];
+  int count = 0;
+  for (int first = 0; first < t.count && any(less(zero(), open)); first += kCulled) {
+    int found = 0;
+    for (int i = first; i < first + kCulled && i < t.count; i += kLanes)
+      found += append_lanes(touches<kind>(t, i, bx, by), i, near + found);
+    for (int k = 0; k < found; ++k) {
+      const int candidate = near[k];
       const Hit hit = evaluate<kind>(t.params + candidate * kParams, px, py, args.near_plane);
-      M16 m = hit.mask & active;
-      if (!any(m)) continue;
-      const F16 before = sums.transmittance, next = before * (set1(1.0f) - hit.alpha);
-      const M16 stop = m & less_equal(next, set1(kTransmittanceMin));
-      active = and_not(active, stop);
-      m = and_not(m, stop);
-      if (!any(m)) {
-        if (!any(active)) break;
-        continue;
-      }
-      const int n = out.count++;
-      out.candidate[n] = candidate;
-      if (t.slot[candidate] < 0) prefetch(args.features + (int64_t)t.ids[candidate] * args.channels, args.channels);
-      const F16 alpha = select(m, hit.alpha, zero()), depth = select(m, hit.depth, zero());
-      const F16 weight = alpha * before;
-      store(out.weight + n * kLanes, weight);
+      const F16 next = open * (set1(1.0f) - hit.alpha);
+      const M16 goes_on = less(set1(kTransmittanceMin), next);
+      const F16 weight = select(goes_on, hit.alpha * open, zero());
+      const M16 blended = less(zero(), weight);
+      out.candidate[count] = candidate;
+      store(out.weight + count * kLanes, weight);
       if constexpr (backward) {
-        store(out.alpha + n * kLanes, alpha);
-        store(out.before + n * kLanes, before);
-        store(out.depth + n * kLanes, depth);
+        store(out.alpha + count * kLanes, select(goes_on, hit.alpha, zero()));
+        store(out.before + count * kLanes, open);
+        store(out.depth + count * kLanes, hit.depth);
       } else {
-        sums.depth = fma(weight, depth, sums.depth);
-        sums.median = select(m & less(set1(0.5f), before), depth, sums.median);
+        sums.depth = fma(weight, hit.depth, sums.depth);
+        sums.median = select(blended & less(set1(0.5f), open), hit.depth, sums.median);
       }
-      sums.transmittance = select(m, next, before);
+      sums.transmittance = select(goes_on, next, sums.transmittance);
+      open = select(goes_on, next, zero());
+      count += any(blended);
     }
   }
+  out.count = count;
   return sums;
 }
 
@@ -324,6 +342,7 @@ PB_INLINE void scatter(const BlendArgs& a, const BlockPlace& b, F16 value, float
 }
 
 PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) {
+  if (!map) return zero();
   float v[kLanes];
   if (b.inside == kWhole) {
     for (int y = 0; y < kBlock; ++y) std::memcpy(v + y * kBlock, map + pixel(a, b, y * kBlock), kBlock * sizeof(float));
@@ -333,32 +352,34 @@ PB_INLINE F16 gather(const BlendArgs& a, const BlockPlace& b, const float* map) 
   return load(v);
 }
 
-// Out = W^T F of one block. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
+// Out = W^T F of one block, for `count` channels that begin at `first` in the packed rows. Sixteen channels at a time with channels in the lanes; what is left over with pixels in the
 // lanes, so that three channels do not cost as much as sixteen.
-PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, float* image) {
-  const int whole = a.channels / kLanes * kLanes;
+PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b, const BlockPlace& at, int first,
+                              int count, float* image) {
+  const float* const rows = t.rows + first;
+  const int whole = count / kLanes * kLanes;
   for (int c = 0; c < whole; c += kLanes) {
     for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
       F16 acc[kPixelGroup];
 #pragma GCC unroll 16
       for (int p = 0; p < kPixelGroup; ++p) acc[p] = zero();
       for (int n = 0; n < b.count; ++n) {
-        const F16 f = load(t.rows + (int64_t)b.slot[n] * a.stride + c);
+        const F16 f = load(rows + (int64_t)b.slot[n] * a.stride + c);
         const float* w = b.weight + n * kLanes + p0;
 #pragma GCC unroll 16
         for (int p = 0; p < kPixelGroup; ++p) acc[p] = fma(set1(w[p]), f, acc[p]);
       }
 #pragma GCC unroll 16
       for (int p = 0; p < kPixelGroup; ++p)
-        if (at.inside >> (p0 + p) & 1) store(image + pixel(a, at, p0 + p) * a.channels + c, acc[p]);
+        if (at.inside >> (p0 + p) & 1) store(image + pixel(a, at, p0 + p) * count + c, acc[p]);
     }
   }
-  for (int c = whole; c < a.channels; c += kTail) {
+  for (int c = whole; c < count; c += kTail) {
     F16 acc[kTail];
 #pragma GCC unroll 4
     for (int k = 0; k < kTail; ++k) acc[k] = zero();
     for (int n = 0; n < b.count; ++n) {
-      const float* f = t.rows + (int64_t)b.slot[n] * a.stride + c;
+      const float* f = rows + (int64_t)b.slot[n] * a.stride + c;
       const F16 w = load(b.weight + n * kLanes);
 #pragma GCC unroll 4
       for (int k = 0; k < kTail; ++k) acc[k] = fma(set1(f[k]), w, acc[k]);
@@ -366,13 +387,20 @@ PB_INLINE void blend_channels(const BlendArgs& a, const Tile& t, const Block& b,
     float sums[kTail * kLanes];
 #pragma GCC unroll 4
     for (int k = 0; k < kTail; ++k) store(sums + k * kLanes, acc[k]);
-    const int width = a.channels - c < kTail ? a.channels - c : kTail;
+    const int width = count - c < kTail ? count - c : kTail;
     for (int p = 0; p < kLanes; ++p) {
       if (!(at.inside >> p & 1)) continue;
-      float* row = image + pixel(a, at, p) * a.channels + c;
+      float* row = image + pixel(a, at, p) * count + c;
       for (int k = 0; k < width; ++k) row[k] = sums[k * kLanes + p];
     }
   }
+}
+
+PB_INLINE void add_block(const BlendArgs& a, const BlockPlace& at, const float* label_image, LabelSums& sums) {
+  LabelPixels pixels;
+  for (uint32_t left = at.inside; left; left &= left - 1)
+    take_pixel(a.targets, label_image, pixel(a, at, __builtin_ctz(left)), pixels);
+  add_pixels(a.targets, pixels, sums);
 }
 
 template <int kind>
@@ -387,23 +415,38 @@ PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, c
     scatter(a, at, sums.depth, out.depth);
     scatter(a, at, sums.median, out.median);
     open_slots(a, t, b);
-    blend_channels(a, t, b, at, out.image);
+    blend_channels(a, t, b, at, 0, a.channels, out.image);
+    blend_channels(a, t, b, at, a.channels, a.labels, out.label_image);
+    if (a.targets.semantic) add_block(a, at, out.label_image, out.sums[tile]);
   }
 }
 
+// The gradient of a pixel's channels [stride]: those of the images, and of the sums over the labels.
+PB_INLINE void load_gradient(const BlendArgs& a, const BlendGradIn& in, int64_t pixel, float* row) {
+  for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
+  const auto copy = [row](const float* from, int count, int first) {
+    for (int c = 0; c < count; c += kLanes) store_up_to(row + first + c, load_up_to(from + c, count - c), count - c);
+  };
+  if (in.image) copy(in.image + pixel * a.channels, a.channels, 0);
+  if (in.label_gradient) copy(in.label_gradient + pixel * a.labels, a.labels, a.channels);
+  if (in.sums.given) add_gradient(a.targets, in.sums, pixel, in.label_image + pixel * a.labels, row + a.channels);
+}
+
 // The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16].
-PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const float* image, float* by_pixel,
+PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const BlendGradIn& in, float* by_pixel,
                               float* by_channel) {
-  for (int c = 0; c < a.channels; c += kLanes) {
-    const int width = a.channels - c;
+  for (int p = 0; p < kLanes; ++p) {
+    float* row = by_pixel + p * a.stride;
+    if (at.inside >> p & 1) {
+      load_gradient(a, in, pixel(a, at, p), row);
+    } else {
+      for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
+    }
+  }
+  for (int c = 0; c < a.attached; c += kLanes) {
     F16 v[kLanes];
 #pragma GCC unroll 16
-    for (int p = 0; p < kLanes; ++p) {
-      const float* from = image + pixel(a, at, p) * a.channels + c;
-      v[p] = !(at.inside >> p & 1) ? zero() : width >= kLanes ? load(from) : load_part(from, width);
-      store(by_pixel + p * a.stride + c, v[p]);
-    }
-    if (c >= a.attached) continue;
+    for (int p = 0; p < kLanes; ++p) v[p] = load(by_pixel + p * a.stride + c);
     transpose(v);
 #pragma GCC unroll 16
     for (int k = 0; k < kLanes; ++k) store(by_channel + (c + k) * kLanes, v[k]);
@@ -429,7 +472,7 @@ PB_INLINE void open_gradients(const BlendArgs& a, const Tile& t, GradRows& out, 
 // dF = W dOut of one block, added to the group's rows.
 PB_INLINE void feature_gradients(const BlendArgs& a, const Block& b, const float* by_pixel, const int32_t* rows,
                                  float* features) {
-  for (int c = 0; c < a.channels; c += kLanes) {
+  for (int c = 0; c < a.stride; c += kLanes) {
     for (int p0 = 0; p0 < kLanes; p0 += kPixelGroup) {
       F16 g[kPixelGroup];
 #pragma GCC unroll 16
@@ -468,38 +511,6 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
   }
 }
 
-// Sums over pixels of eight terms a hit, two hits at a time: `sums` takes sixteen.
-struct PairedSums {
-  struct Terms {
-    F16 v[8];
-  };
-  F16 terms[kLanes];
-  float* first = nullptr;  // where the first hit's sums go, while the second is awaited
-
-  inline __attribute__((always_inline)) void add(float* row, const Terms& t) {
-    if (!first) {
-      for (int k = 0; k < 8; ++k) terms[k] = t.v[k];
-      first = row;
-      return;
-    }
-    for (int k = 0; k < 8; ++k) terms[8 + k] = t.v[k];
-    flush(row);
-  }
-  inline __attribute__((always_inline)) void finish() {
-    if (!first) return;
-    float nowhere[8] = {};
-    for (int k = 0; k < 8; ++k) terms[8 + k] = zero();
-    flush(nowhere);
-  }
-  inline __attribute__((always_inline)) void flush(float* second) {
-    float out[kLanes];
-    store(out, sums(terms));
-    for (int k = 0; k < 8; ++k) first[k] += out[k];
-    for (int k = 0; k < 8; ++k) second[k] += out[8 + k];
-    first = nullptr;
-  }
-};
-
 template <int kind>
 PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
   Tile t = open_tile(a, tile, scratch);
@@ -514,42 +525,72 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
     const int64_t across = a.width - at.x < kBlock ? a.width - at.x : kBlock;
-    for (int y = 0; y < kBlock && at.y + y < a.height; ++y)
-      prefetch(in.image + pixel(a, at, y * kBlock) * a.channels, across * a.channels);
+    for (int y = 0; y < kBlock && at.y + y < a.height; ++y) {
+      const int64_t first = pixel(a, at, y * kBlock);
+      prefetch(in.image ? in.image + first * a.channels : nullptr, across * a.channels);
+      prefetch(in.label_gradient ? in.label_gradient + first * a.labels : nullptr, across * a.labels);
+      prefetch(in.sums.given ? in.label_image + first * a.labels : nullptr, across * a.labels);
+    }
     const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
     if (!b.count) continue;
     const int known = t.slots;
     open_slots(a, t, b);
     open_gradients(a, t, out, known, rows, moments);
-    load_gradients(a, at, in.image, by_pixel, by_channel);
+    load_gradients(a, at, in, by_pixel, by_channel);
     feature_gradients(a, b, by_pixel, rows, out.features);
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
     weight_gradients(a, t, b, by_channel, grad_depth, signal);
-    // Back to front: g_alpha = T s + (T_final g_A - sum behind w s) / (1 - alpha).
-    F16 behind = zero();
-    const F16 open = transmittance * gather(a, at, in.alpha);
+    // Back to front: alpha g_alpha = w s - alpha / (1 - alpha) (sum behind of w s - T_final g_A).
+    F16 behind = zero() - transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
-    PairedSums pairs;
-    for (int n = b.count - 1; n >= 0; --n) {
-      const float* p = t.params + b.candidate[n] * kParams;
-      const F16 alpha = load(b.alpha + n * kLanes), before = load(b.before + n * kLanes);
-      const F16 weight = load(b.weight + n * kLanes), s = load(signal + n * kLanes);
-      const M16 blended = less(zero(), alpha);
-      F16 grad = fma(before, s, (open - behind) * reciprocal(set1(1.0f) - alpha));
-      behind = fma(weight, s, behind);
-      grad = select(blended & less(alpha, set1(kAlphaMax)), grad, zero());
-      const M16 is_median = blended & less(set1(0.5f), before) & median_open;
+    const bool moves_hits = in.depth || in.median;
+    const auto log_gradient = [&](int n) __attribute__((always_inline)) {
+      const F16 alpha = load(b.alpha + n * kLanes), pull = load(b.weight + n * kLanes) * load(signal + n * kLanes);
+      const F16 grad = pull - alpha * reciprocal(set1(1.0f) - alpha) * behind;
+      behind = behind + pull;
+      return select(less(alpha, set1(kAlphaMax)), grad, zero());
+    };
+    const auto hit_gradient = [&](int n) __attribute__((always_inline)) {
+      if (!moves_hits) return zero();
+      const F16 weight = load(b.weight + n * kLanes);
+      const M16 is_median = less(zero(), weight) & less(set1(0.5f), load(b.before + n * kLanes)) & median_open;
       median_open = and_not(median_open, is_median);
-      const F16 grad_hit = fma(weight, grad_depth, select(is_median, grad_median, zero()));
-      float* m = moments + b.slot[n] * kLanes;
-      if constexpr (kind == kEllipsoid) {
-        const F16 gs = zero() - alpha * grad;
+      return fma(weight, grad_depth, select(is_median, grad_median, zero()));
+    };
+    if constexpr (kind == kEllipsoid) {
+      const auto terms = [&](int n, F16* out) __attribute__((always_inline)) {
+        const float* p = t.params + b.candidate[n] * kParams;
         const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
-        const F16 gx = gs * dx, gy = gs * dy;
-        pairs.add(m, {gs, gx, gy, gx * dx, gx * dy, gy * dy, grad_hit, zero()});
-      } else {
+        out[0] = log_gradient(n);
+        out[1] = out[0] * dx;
+        out[2] = out[0] * dy;
+        out[3] = out[1] * dx;
+        out[4] = out[1] * dy;
+        out[5] = out[2] * dy;
+        out[6] = hit_gradient(n);
+        out[7] = zero();
+      };
+      // Two hits at a time: sixteen sums cost no more than eight.
+      int n = b.count - 1;
+      for (; n > 0; n -= 2) {
+        F16 v[kLanes];
+        terms(n, v);
+        terms(n - 1, v + 8);
+        add_halves(sums(v), moments + b.slot[n] * kLanes, moments + b.slot[n - 1] * kLanes);
+      }
+      if (n == 0) {
+        F16 v[kLanes];
+        terms(0, v);
+        for (int k = 8; k < kLanes; ++k) v[k] = zero();
+        add_to(moments + b.slot[0] * kLanes, sums(v));
+      }
+    } else {
+      for (int n = b.count - 1; n >= 0; --n) {
+        const float* p = t.params + b.candidate[n] * kParams;
+        const M16 blended = less(zero(), load(b.weight + n * kLanes));
+        const F16 grad_log = log_gradient(n), grad_hit = hit_gradient(n);
         const DiscHit d = intersect(p, at.px, at.py);
-        const F16 g_rho = set1(-0.5f) * alpha * grad;
+        const F16 g_rho = set1(-0.5f) * grad_log;
         const M16 flat = less_equal(d.rho2, d.rho3);  // the low-pass branch wins
         const F16 g3 = select(flat, zero(), g_rho);
         const F16 g2 = select(flat, set1(4.0f) * g_rho, zero());
@@ -574,17 +615,18 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
                                    grad_hit,
                                    g2 * (set1(p[12]) - at.px),
                                    g2 * (set1(p[13]) - at.py),
-                                   alpha * grad * set1(1.0f / p[14]),
+                                   grad_log * set1(1.0f / p[14]),
                                    zero()};
-        add_to(m, sums(terms));
+        add_to(moments + b.slot[n] * kLanes, sums(terms));
       }
     }
-    pairs.finish();
   }
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   for (int slot = 0; slot < t.slots; ++slot) {
-    float gradient[kDiscGeometry];
-    geometry_gradient(kind, geometry_row(a, t.ids[t.owner[slot]]), x0, y0, moments + (int64_t)slot * kLanes, gradient);
+    float gradient[kDiscGeometry], *m = moments + (int64_t)slot * kLanes;
+    if (kind == kEllipsoid)  // sums of the gradient of log(alpha) = -sigma + ..., where geometry_gradient wants sigma's
+      for (int k = 0; k < 6; ++k) m[k] = -m[k];
+    geometry_gradient(kind, geometry_row(a, t.ids[t.owner[slot]]), x0, y0, m, gradient);
     float* row = out.geometry + (int64_t)rows[slot] * kLanes;
     for (int k = 0; k < geometry_width(kind); ++k) row[k] += gradient[k];
   }
@@ -606,20 +648,36 @@ void blend_backward(const BlendArgs& a, const BlendGradIn& in, GradRows& out, in
   }
 }
 
-// The sum of a Gaussian's rows in all groups, in their order.
-void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry) {
+PB_INLINE void sum_channels(const GradSource* from, int64_t count, int first, int channels, float* to) {
   for (int c = 0; c < channels; c += kLanes) {
     F16 s = zero();
-    for (int64_t i = 0; i < count; ++i) s = s + load(from[i].features + c);
-    if (channels - c >= kLanes) {
-      store(features + c, s);
-    } else {
-      store_part(features + c, s, channels - c);
-    }
+    for (int64_t i = 0; i < count; ++i) s = s + load_up_to(from[i].features + first + c, channels - c);
+    store_up_to(to + c, s, channels - c);
   }
+}
+
+// The sum of a Gaussian's rows in all groups, in their order.
+void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int labels, float* label_rows,
+              int width, float* geometry) {
+  sum_channels(from, count, 0, channels, features);
+  sum_channels(from, count, channels, labels, label_rows);
   F16 s = zero();
   for (int64_t i = 0; i < count; ++i) s = s + load(from[i].geometry);
   store_part(geometry, s, width);
+}
+
+void label_sums(const LabelTargets& l, const float* image, int64_t begin, int64_t end, LabelSums& sums) {
+  for (int64_t first = begin; first < end; first += kPixels) {
+    LabelPixels pixels;
+    for (int64_t p = first; p < end && p < first + kPixels; ++p) take_pixel(l, image, p, pixels);
+    add_pixels(l, pixels, sums);
+  }
+}
+
+void label_gradients(const LabelTargets& l, const LabelGradIn& in, const float* image, int64_t begin, int64_t end,
+                     float* grad) {
+  std::memset(grad + begin * l.channels, 0, (size_t)(end - begin) * l.channels * sizeof(float));
+  for (int64_t p = begin; p < end; ++p) add_gradient(l, in, p, image + p * l.channels, grad + p * l.channels);
 }
 
 // log(1 + t) for t in [0, 1], by the series of 2 atanh(t / (2 + t)).
@@ -654,16 +712,6 @@ PB_INLINE Rows rows_at(const AttendArgs& a, int64_t row, int64_t end) {
     r.x[i] = a.means + n * 3;
   }
   return r;
-}
-
-PB_INLINE F16 load_up_to(const float* p, int n) { return n >= kLanes ? load(p) : load_part(p, n); }
-
-PB_INLINE void store_up_to(float* p, F16 v, int n) {
-  if (n >= kLanes) {
-    store(p, v);
-  } else {
-    store_part(p, v, n);
-  }
 }
 
 PB_INLINE void dots(const AttendArgs& a, const Rows& rows, int q, F16 out[kRows]) {
@@ -842,7 +890,8 @@ void convolve(const float* in, float* out, int64_t count, const float* taps, int
 
 }  // namespace
 
-extern "C" const KernelTable PB_TABLE = {PB_NAME,        blend_scratch,   blend_forward, blend_backward, sum_rows,
-                                         attend_forward, attend_backward, convolve};
+extern "C" const KernelTable PB_TABLE = {
+    PB_NAME,  project,    project_backward, blend_scratch,  blend_forward,   blend_backward,
+    sum_rows, label_sums, label_gradients,  attend_forward, attend_backward, convolve};
 
 }  // namespace panbench

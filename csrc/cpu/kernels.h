@@ -6,38 +6,102 @@
 
 namespace panbench {
 
+// Parameters of all Gaussians.
+struct Gaussians {
+  int64_t count;
+  const float* means;       // [N, 3]
+  const float* quats;       // [N, 4]
+  const float* log_scales;  // [N, scale_dim]
+  int scale_dim;
+  const float* logits;  // [N]
+};
+
+// Gradients [N, .] of all Gaussians, laid out like their parameters.
+struct GaussianArrays {
+  float *means, *quats, *log_scales, *logits;
+};
+
+// Room for the Gaussians that can be seen: indices [M], ascending, geometry [M, G] and facing normals [M, 3].
+struct VisibleOut {
+  int64_t* ids;
+  float* geometry;
+  float* normals;
+};
+
+constexpr int kProjected = 4096;  // Gaussians that are projected at a time
+
+// What label channels [P, L] are compared with; docs at ops.label_sums.
+struct LabelTargets {
+  const int32_t* semantic;  // [P], 0 = unlabelled; null: there are no targets
+  const int32_t* mask;      // [P], 0 ... K - 1, or -1
+  const float* weight;      // [P]
+  int channels;             // L
+  int masks;                // K
+  int classes, first_query;
+  int queries;              // Q = L - first_query
+  int padded;               // Q rounded up to 16
+  int factors;              // how many factors of at least epsilon have a product that float32 can hold
+  bool logits;
+  float epsilon;
+};
+
+// Sums over some of the pixels; the masks that occur among these have rows.
+struct LabelSums {
+  double entropy;
+  int count;             // masks that occur
+  const int32_t* masks;  // [count]
+  float* presence;       // [2, padded]
+  float* overlap;        // [count, 2, padded]
+};
+
+// Gradients of the sums. A query channel I of a pixel of mask k gets A and, unless it is clamped, B / (1 - I) - C / I.
+struct LabelGradIn {
+  bool given;           // whether there are any
+  float entropy;
+  const float* tables;  // [K + 1, 3, padded]: A, B and C of mask -1, 0, ...
+};
+
 struct BlendArgs {
   int kind, width, height, tiles_x, tiles_y;
   int channels;         // C
-  int stride;           // floats in a row of feature gradients: C rounded up to 16
-  int attached;         // the first `attached` channels send gradient into geometry
+  int labels;           // L
+  int stride;           // floats in a packed row, features then labels: C + L rounded up to 16
+  int attached;         // the first `attached` of them send gradient into geometry
   float near_plane;
   const float* geometry;          // [M, G]
   const Footprint* footprints;    // [M]
   const float* features;          // [M, C]
+  const float* label_rows;        // [M, L]
   const int32_t* tile_offsets;    // [T + 1]
   const int32_t* tile_ids;        // [K]
+  LabelTargets targets;
 };
 
 struct BlendOut {
-  float* image;   // [H, W, C]
-  float* alpha;   // [H, W]
-  float* depth;   // [H, W]
-  float* median;  // [H, W]
+  float* image;        // [H, W, C]
+  float* label_image;  // [H, W, L]
+  float* alpha;        // [H, W]
+  float* depth;        // [H, W]
+  float* median;       // [H, W]
+  LabelSums* sums;     // [T], where there are targets
 };
 
+// Gradients of the outputs, null where there is none.
 struct BlendGradIn {
-  const float* image;   // [H, W, C]
-  const float* alpha;   // [H, W]
-  const float* depth;   // [H, W]
-  const float* median;  // [H, W]
+  const float* image;           // [H, W, C]
+  const float* label_gradient;  // [H, W, L]
+  const float* alpha;           // [H, W]
+  const float* depth;           // [H, W]
+  const float* median;          // [H, W]
+  const float* label_image;     // [H, W, L] as it was blended
+  LabelGradIn sums;
 };
 
 // Gradients that one group of tiles writes, a row for each Gaussian that its pixels meet.
 struct GradRows {
   int32_t* local;   // [M] row of a Gaussian, -1 if it has none yet
   int32_t* ids;     // [rows] Gaussian of a row
-  float* features;  // [rows, stride]
+  float* features;  // [rows, stride] features, then labels
   float* geometry;  // [rows, 16]
   int count;        // rows in use; the arrays have room for every candidate of the next tile
 };
@@ -66,12 +130,23 @@ struct AttendArgs {
 
 struct KernelTable {
   const char* name;
+  // Projects the Gaussians begin..end - 1, at most kProjected of them; returns how many are visible.
+  int64_t (*project)(const Gaussians&, const View&, int kind, int64_t begin, int64_t end, const VisibleOut&);
+  // Writes the gradients of the visible rows first..last - 1, whose ids lie in begin..begin + kProjected - 1.
+  void (*project_backward)(const Gaussians&, const View&, int kind, int64_t begin, const int64_t* ids, int64_t first,
+                           int64_t last, const float* grad_geometry, const float* grad_normals, const GaussianArrays&);
   // Bytes of scratch that blend needs for a tile with `hits` candidates.
   int64_t (*blend_scratch)(int64_t hits, int stride);
   void (*blend_forward)(const BlendArgs&, const BlendOut&, int tile, char* scratch);
   void (*blend_backward)(const BlendArgs&, const BlendGradIn&, GradRows&, int tile, char* scratch);
-  // Writes the sums of `count` rows: features [channels], geometry [width].
-  void (*sum_rows)(const GradSource* from, int64_t count, int channels, float* features, int width, float* geometry);
+  // Writes the sums of `count` rows: features [channels], labels [labels], geometry [width].
+  void (*sum_rows)(const GradSource* from, int64_t count, int channels, float* features, int labels, float* label_rows,
+                   int width, float* geometry);
+  // Adds the pixels begin..end of an image [P, L] to the sums, sixteen at a time.
+  void (*label_sums)(const LabelTargets&, const float* image, int64_t begin, int64_t end, LabelSums&);
+  // Writes the gradients [P, L] of the pixels begin..end.
+  void (*label_gradients)(const LabelTargets&, const LabelGradIn&, const float* image, int64_t begin, int64_t end,
+                          float* grad);
   // attention [rows, queries]
   void (*attend_forward)(const AttendArgs&, float* attention, int64_t begin, int64_t end);
   // Writes rows begin..end of the feature and mean gradients; adds to the gradients of query_rows, query_means and

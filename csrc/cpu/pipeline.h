@@ -10,29 +10,13 @@
 
 namespace panbench {
 
-struct Gaussians {
-  int64_t count;
-  const float* means;       // [N, 3]
-  const float* quats;       // [N, 4]
-  const float* log_scales;  // [N, scale_dim]
-  int scale_dim;
-  const float* logits;  // [N]
-};
-
-// Room for the Gaussians that can be seen: indices [M], ascending, geometry [M, G] and facing normals [M, 3].
-struct VisibleOut {
-  int64_t* ids;
-  float* geometry;
-  float* normals;
-};
 // Asks for room once M is known.
 void project(const Gaussians& gaussians, const View& view, int kind,
              const std::function<VisibleOut(int64_t)>& allocate);
 
 // Gradients [N, .], zero in rows that are not visible.
 void project_backward(const Gaussians& gaussians, const View& view, int kind, const int64_t* ids, int64_t visible,
-                      const float* grad_geometry, const float* grad_normals, float* grad_means, float* grad_quats,
-                      float* grad_log_scales, float* grad_logits);
+                      const float* grad_geometry, const float* grad_normals, const GaussianArrays& out);
 
 // Tile lists: rows of `geometry` that may touch a tile, front to back (by depth, ties by row).
 struct TileLists {
@@ -41,12 +25,42 @@ struct TileLists {
 };
 TileLists bin(const float* geometry, int64_t visible, int kind, int width, int height);
 
-// Image, alpha, sum of weighted depth and median depth.
-void blend(BlendArgs args, int64_t visible, const BlendOut& out);
+// Sums over the labelled pixels of an image; docs at ops.label_sums.
+struct LabelTotals {
+  float* entropy;   // []
+  float* presence;  // [2, Q]
+  float* overlap;   // [2, K, Q]
+};
 
-// Gradients of geometry [M, G] and features [M, C]. Same bits for any number of threads.
-void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry,
-                    float* grad_features);
+// Sums over the parts of an image, which threads form one by one; added up in the order of the parts, in double.
+class LabelParts {
+ public:
+  LabelParts(const LabelTargets& targets, int64_t parts);
+  // Makes room for the sums of a part: `across` pixels from `first`, and so on in `down` rows `stride` pixels apart.
+  // Nothing where there are no targets.
+  void open(int64_t part, int64_t first, int64_t down, int64_t across, int64_t stride);
+  void total(const LabelTotals& to) const;
+  std::vector<LabelSums> sums;  // [parts]
+
+ private:
+  LabelTargets targets_;
+  std::vector<std::vector<float>> rows_;     // of each part, presence and then overlap
+  std::vector<std::vector<int32_t>> masks_;  // that occur in each part
+};
+
+// The tables [K + 1, 3, padded] of LabelGradIn, from the gradients of presence and overlap (null: none).
+std::vector<float> label_tables(const LabelTargets& targets, const float* grad_presence, const float* grad_overlap);
+
+void label_sums(const LabelTargets& targets, const float* image, int64_t pixels, const LabelTotals& totals);
+void label_sums_backward(const LabelTargets& targets, const LabelGradIn& in, const float* image, int64_t pixels,
+                         float* grad);
+
+// Image, label image, alpha, sum of weighted depth, median depth and, where there are targets, the sums.
+void blend(BlendArgs args, int64_t visible, BlendOut out, const LabelTotals& totals);
+
+// Gradients of geometry [M, G], features [M, C] and labels [M, L]. Same bits for any number of threads.
+void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry, float* grad_features,
+                    float* grad_labels);
 
 void attend(const AttendArgs& args, float* attention);
 void attend_backward(const AttendArgs& args, const float* shares, const float* grad_attention, float* grad_features,
@@ -81,20 +95,26 @@ double normal_loss(const NormalMaps& maps, int64_t* known);
 void normal_loss_backward(const NormalMaps& maps, int64_t known, float upstream, float* grad_normals,
                           float* grad_reference);
 
-// Label channels against masks: cross-entropy of the class channels, dice and binary cross-entropy of the query channels
-// that were paired with a mask.
-struct MaskLossArgs {
-  int64_t pixels, channel_count, stride, pairs;
-  const float* channels;     // [P, stride >= C]
-  const int64_t* semantic;   // [P] class id, 0 = unlabelled; class c is channel c - 1
-  const int64_t* pair;       // [P] index into columns, or -1
-  const int64_t* columns;    // [K] channel of each pair's query, distinct
-  const float* weight;       // [P] of the cross-entropy
-  float epsilon;
+// The labels of a view and another view of the same surfaces; rotation and translation lead from its camera into the
+// other one.
+struct Warping {
+  int64_t width, height, other_width, other_height;
+  int64_t channels, stride;  // that are compared, and that a pixel of `labels` has
+  const float* labels;       // [H, W, stride]
+  const float* depth;        // [H, W], 0 where unknown
+  const float* other;        // [H', W', channels]
+  const float* other_depth;  // [H', W']
+  Mat3 rotation;
+  Vec3 translation;
+  float fx, fy, cx, cy, other_fx, other_fy, other_cx, other_cy;
+  float tolerance;
 };
-// losses: the three terms. sums [3 K + 2]: overlap, predicted and true area of every pair; sum of weights; labelled pixels.
-void mask_losses(const MaskLossArgs& args, double* losses, double* sums);
-void mask_losses_backward(const MaskLossArgs& args, const double* sums, const double* upstream, float* grad);
+// Mean distance over the pixels that both views see, and how many these are. directions [H, W, channels]: the gradient
+// of each pixel's distance, zero where it does not count.
+double warping_loss(const Warping& warping, float* directions, int64_t* valid);
+// Gradient [pixels, stride] of the labels: `scale` times the directions, zero in the other channels.
+void warping_loss_backward(const float* directions, int64_t pixels, int64_t channels, int64_t stride, float scale,
+                           float* grad);
 
 void spherical_harmonics(int64_t visible, const int64_t* ids, int degree, int rest_count, const float* dc,
                          const float* rest, const float* means, Vec3 camera, float* colors);

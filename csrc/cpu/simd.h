@@ -31,6 +31,7 @@ PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}
 PB_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 PB_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 PB_INLINE M16 less_equal(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+PB_INLINE M16 less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 PB_INLINE M16 operator&(M16 a, M16 b) { return {(__mmask16)(a.v & b.v)}; }
 PB_INLINE M16 operator|(M16 a, M16 b) { return {(__mmask16)(a.v | b.v)}; }
 PB_INLINE M16 and_not(M16 a, M16 b) { return {(__mmask16)(a.v & ~b.v)}; }
@@ -38,6 +39,12 @@ PB_INLINE bool any(M16 a) { return a.v != 0; }
 PB_INLINE uint32_t bits(M16 a) { return a.v; }
 PB_INLINE M16 mask_of(uint32_t b) { return {(__mmask16)b}; }
 PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
+PB_INLINE F16 root(F16 a) { return {_mm512_sqrt_ps(a.v)}; }
+// Lane i is p[index[i] * stride].
+PB_INLINE F16 gather(const float* p, const int32_t* index, int stride) {
+  const __m512i at = _mm512_mullo_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(stride));
+  return {_mm512_i32gather_ps(at, p, 4)};
+}
 PB_INLINE float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 PB_INLINE F16 round_even(F16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 // 1 / a by one Newton step: 2e-8 relative; NaN for 0 and infinities.
@@ -60,7 +67,20 @@ PB_INLINE F16 sums(const F16 v[16]) {
   const __m512 w1 = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
   return {_mm512_add_ps(_mm512_shuffle_f32x4(w0, w1, 0x88), _mm512_shuffle_f32x4(w0, w1, 0xdd))};
 }
+// Adds lanes 0 to 7 to eight floats, and lanes 8 to 15 to eight others.
+PB_INLINE void add_halves(F16 v, float* low, float* high) {
+  _mm256_storeu_ps(low, _mm256_add_ps(_mm256_loadu_ps(low), _mm512_castps512_ps256(v.v)));
+  _mm256_storeu_ps(high, _mm256_add_ps(_mm256_loadu_ps(high), _mm512_extractf32x8_ps(v.v, 1)));
+}
 PB_INLINE F16 scale_by_power(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// Writes first + i for every set bit i, ascending, and then anything up to the sixteenth place; returns their number.
+PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, _mm512_add_epi32(lane, _mm512_set1_epi32(first))));
+  return __builtin_popcount(bits);
+}
+// n with 2^n <= a < 2^(n + 1), for normal a > 0.
+PB_INLINE F16 exponent(F16 a) { return {_mm512_getexp_ps(a.v)}; }
 // The first n < 16 lanes; zero in the others.
 PB_INLINE F16 load_part(const float* p, int n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
 PB_INLINE void store_part(float* p, F16 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
@@ -115,6 +135,9 @@ PB_INLINE F16 max(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps
 PB_INLINE M16 less_equal(F16 x, F16 y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ)};
 }
+PB_INLINE M16 less(F16 x, F16 y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
+}
 PB_INLINE M16 operator&(M16 x, M16 y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
 PB_INLINE M16 operator|(M16 x, M16 y) { return {_mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)}; }
 PB_INLINE M16 and_not(M16 x, M16 y) { return {_mm256_andnot_ps(y.a, x.a), _mm256_andnot_ps(y.b, x.b)}; }
@@ -129,6 +152,7 @@ PB_INLINE M16 mask_of(uint32_t m) {
 PB_INLINE F16 select(M16 m, F16 x, F16 y) {
   return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
 }
+PB_INLINE F16 root(F16 x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 PB_INLINE float sum(F16 x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
@@ -165,11 +189,32 @@ PB_INLINE void transpose(F16 v[16]) {
   for (int k = 0; k < 4; ++k) transpose8(q[k]);
   for (int i = 0; i < 8; ++i) v[i] = {q[0][i], q[1][i]}, v[8 + i] = {q[2][i], q[3][i]};
 }
+PB_INLINE void add_halves(F16 v, float* low, float* high) {
+  _mm256_storeu_ps(low, _mm256_add_ps(_mm256_loadu_ps(low), v.a));
+  _mm256_storeu_ps(high, _mm256_add_ps(_mm256_loadu_ps(high), v.b));
+}
 PB_INLINE __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 PB_INLINE F16 scale_by_power(F16 x, F16 n) {
   return {_mm256_mul_ps(x.a, power_of_two(n.a)), _mm256_mul_ps(x.b, power_of_two(n.b))};
+}
+PB_INLINE __m256 exponent8(__m256 x) {
+  const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(x), 23);
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)));
+}
+PB_INLINE F16 exponent(F16 x) { return {exponent8(x.a), exponent8(x.b)}; }
+// -1 in the first n - first lanes, 0 in the others.
+PB_INLINE __m256i lanes_below(int n, int first) {
+  const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+}
+PB_INLINE F16 load_part(const float* p, int n) {
+  return {_mm256_maskload_ps(p, lanes_below(n, 0)), _mm256_maskload_ps(p + 8, lanes_below(n, 8))};
+}
+PB_INLINE void store_part(float* p, F16 x, int n) {
+  _mm256_maskstore_ps(p, lanes_below(n, 0), x.a);
+  _mm256_maskstore_ps(p + 8, lanes_below(n, 8), x.b);
 }
 
 #else  // portable: the compiler's generic vectors, lowered to whatever the processor has
@@ -197,6 +242,7 @@ PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {a.v * b.v + c.v}; }
 PB_INLINE F16 min(F16 a, F16 b) { return {a.v < b.v ? a.v : b.v}; }
 PB_INLINE F16 max(F16 a, F16 b) { return {a.v > b.v ? a.v : b.v}; }
 PB_INLINE M16 less_equal(F16 a, F16 b) { return {a.v <= b.v}; }
+PB_INLINE M16 less(F16 a, F16 b) { return {a.v < b.v}; }
 PB_INLINE M16 operator&(M16 a, M16 b) { return {a.v & b.v}; }
 PB_INLINE M16 operator|(M16 a, M16 b) { return {a.v | b.v}; }
 PB_INLINE M16 and_not(M16 a, M16 b) { return {a.v & ~b.v}; }
@@ -211,10 +257,18 @@ PB_INLINE M16 mask_of(uint32_t m) {
   return {((Ints{} + (int32_t)m) & lane) == lane};
 }
 PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {m.v ? a.v : b.v}; }
+PB_INLINE F16 root(F16 a) {
+  for (int i = 0; i < 16; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
 PB_INLINE float sum(F16 a) {
   float s = 0;
   for (int i = 0; i < 16; ++i) s += a.v[i];
   return s;
+}
+PB_INLINE void add_halves(F16 v, float* low, float* high) {
+  for (int i = 0; i < 8; ++i) low[i] += v.v[i];
+  for (int i = 0; i < 8; ++i) high[i] += v.v[8 + i];
 }
 PB_INLINE F16 round_even(F16 a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 PB_INLINE F16 scale_by_power(F16 a, F16 n) {
@@ -222,6 +276,11 @@ PB_INLINE F16 scale_by_power(F16 a, F16 n) {
   Floats power;
   std::memcpy(&power, &e, 64);
   return {a.v * power};
+}
+PB_INLINE F16 exponent(F16 a) {
+  Ints bits;
+  std::memcpy(&bits, &a.v, 64);
+  return {__builtin_convertvector((bits >> 23) - 127, Floats)};
 }
 
 #endif
@@ -236,7 +295,7 @@ PB_INLINE void transpose(F16 v[16]) {
   for (int i = 0; i < 16; ++i) v[i] = load(to + 16 * i);
 }
 #endif
-#if !(defined(__AVX512F__) && defined(__AVX512DQ__))
+#if !defined(__AVX2__)
 PB_INLINE F16 load_part(const float* p, int n) {
   float v[16] = {};
   std::memcpy(v, p, (size_t)n * sizeof(float));
@@ -247,18 +306,38 @@ PB_INLINE void store_part(float* p, F16 a, int n) {
   store(v, a);
   std::memcpy(p, v, (size_t)n * sizeof(float));
 }
+#endif
+#if !(defined(__AVX512F__) && defined(__AVX512DQ__))
 PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
+PB_INLINE F16 gather(const float* p, const int32_t* index, int stride) {
+  float v[16];
+  for (int i = 0; i < 16; ++i) v[i] = p[(int64_t)index[i] * stride];
+  return load(v);
+}
+PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
+  int count = 0;
+  for (; bits; bits &= bits - 1) to[count++] = first + __builtin_ctz(bits);
+  return count;
+}
 PB_INLINE F16 sums(const F16 v[16]) {
   float out[16];
   for (int i = 0; i < 16; ++i) out[i] = sum(v[i]);
   return load(out);
 }
 #endif
-PB_INLINE M16 less(F16 a, F16 b) { return and_not(less_equal(a, b), less_equal(b, a)); }
 
-// e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
-PB_INLINE F16 exp(F16 x) {
-  const F16 t = min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f);
+PB_INLINE F16 load_up_to(const float* p, int n) { return n >= 16 ? load(p) : load_part(p, n); }
+PB_INLINE void store_up_to(float* p, F16 v, int n) {
+  if (n >= 16) {
+    store(p, v);
+  } else {
+    store_part(p, v, n);
+  }
+}
+
+// 2^t to about 1e-7 relative for t <= 127, and for t < -126 no more than 2^-126.
+PB_INLINE F16 exp2(F16 t) {
+  t = max(t, set1(-126.0f));
   const F16 n = round_even(t);
   const F16 f = t - n;
   F16 p = set1(1.535336188319500e-4f);
@@ -270,6 +349,45 @@ PB_INLINE F16 exp(F16 x) {
   p = fma(p, f, set1(1.0f));
   return scale_by_power(p, n);
 }
+
+// e^x to about 1e-7 relative, for x in [-87, 87] (clamped).
+PB_INLINE F16 exp(F16 x) { return exp2(min(max(x, set1(-87.0f)), set1(87.0f)) * set1(1.44269504088896341f)); }
+
+// Natural logarithm to about 1e-7 relative, for x in [1e-37, 1e37]: of m in [0.7, 1.42] with x = m 2^n, by the series of
+// 2 atanh((m - 1) / (m + 1)).
+PB_INLINE F16 log(F16 x) {
+  const F16 n = exponent(x * set1(1.41421356237309505f));
+  const F16 m = scale_by_power(x, zero() - n);
+  const F16 z = (m - set1(1.0f)) * reciprocal(m + set1(1.0f)), z2 = z * z;
+  F16 p = set1(2.0f / 9.0f);
+  p = fma(p, z2, set1(2.0f / 7.0f));
+  p = fma(p, z2, set1(2.0f / 5.0f));
+  p = fma(p, z2, set1(2.0f / 3.0f));
+  p = fma(p, z2, set1(2.0f));
+  return fma(n, set1(0.693147180559945309f), p * z);
+}
+
+// What the templates of projection.h need of a number.
+PB_INLINE F16 operator-(F16 a) { return zero() - a; }
+PB_INLINE F16 operator+(F16 a, float b) { return a + set1(b); }
+PB_INLINE F16 operator-(F16 a, float b) { return a - set1(b); }
+PB_INLINE F16 operator*(F16 a, float b) { return a * set1(b); }
+PB_INLINE F16 operator+(float a, F16 b) { return set1(a) + b; }
+PB_INLINE F16 operator-(float a, F16 b) { return set1(a) - b; }
+PB_INLINE F16 operator*(float a, F16 b) { return set1(a) * b; }
+PB_INLINE F16 operator/(float a, F16 b) { return set1(a) / b; }
+PB_INLINE M16 operator<(F16 a, F16 b) { return less(a, b); }
+PB_INLINE M16 operator>(F16 a, F16 b) { return less(b, a); }
+PB_INLINE M16 operator<=(F16 a, F16 b) { return less_equal(a, b); }
+PB_INLINE M16 operator>=(F16 a, F16 b) { return less_equal(b, a); }
+PB_INLINE M16 operator<(F16 a, float b) { return a < set1(b); }
+PB_INLINE M16 operator>(F16 a, float b) { return a > set1(b); }
+PB_INLINE M16 operator>=(F16 a, float b) { return a >= set1(b); }
+PB_INLINE F16 smaller(F16 a, F16 b) { return min(a, b); }
+PB_INLINE F16 larger(F16 a, F16 b) { return max(a, b); }
+PB_INLINE F16 magnitude(F16 a) { return max(a, -a); }
+PB_INLINE F16 exponential(F16 a) { return exp(a); }
+PB_INLINE F16 logarithm(F16 a) { return log(a); }
 
 }  // namespace
 }  // namespace panbench

@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(kThreads) count_tiles(const float* geometry, i
   if (rank >= visible) return;
   const Footprint f = footprint_of(geometry, order[rank], kind, grid);
   int ty, last_row, first, last, count = 0;
-  for (tile_rows(f, grid.tiles_y, ty, last_row); ty <= last_row; ++ty)
-    if (tile_span(f, ty, grid.tiles_x, first, last)) count += last - first + 1;
+  const Reach reach = reach_of(f);
+  for (tile_rows(f, reach, grid.tiles_y, ty, last_row); ty <= last_row; ++ty)
+    if (tile_span(f, reach, ty, grid.tiles_x, first, last)) count += last - first + 1;
   counts[rank] = count;
 }
 
@@ -53,8 +54,9 @@ __global__ void __launch_bounds__(kThreads) write_pairs(const float* geometry, i
   if (at == end) return;
   const Footprint f = footprint_of(geometry, row, kind, grid);
   int ty, last_row, first, last;
-  for (tile_rows(f, grid.tiles_y, ty, last_row); ty <= last_row; ++ty) {
-    if (!tile_span(f, ty, grid.tiles_x, first, last)) continue;
+  const Reach reach = reach_of(f);
+  for (tile_rows(f, reach, grid.tiles_y, ty, last_row); ty <= last_row; ++ty) {
+    if (!tile_span(f, reach, ty, grid.tiles_x, first, last)) continue;
     // Held to the count, should another compilation of the same sums round otherwise.
     for (int tx = first; tx <= last && at < end; ++tx, ++at) {
       tiles[at] = (uint32_t)(ty * grid.tiles_x + tx);

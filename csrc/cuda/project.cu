@@ -43,20 +43,27 @@ CameraArgs camera_args(const float* pose, float fx, float fy, float cx, float cy
 
 __device__ int64_t thread_number() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 
+__device__ GaussianOf<float> load_gaussian(const Gaussians& g, int64_t i) {
+  const float *quat = g.quats + 4 * i, *scale = g.log_scales + i * g.scale_dim;
+  const Vec3 scales = {scale[0], scale[1], g.scale_dim > 2 ? scale[2] : 0.0f};
+  return {load3(g.means + 3 * i), quat[0], quat[1], quat[2], quat[3], scales, g.logits[i]};
+}
+
 template <int kind>
 __device__ bool project_one(const Gaussians& g, int64_t i, const View& view, float* geometry, Vec3& normal) {
-  const float* scale = g.log_scales + i * g.scale_dim;
+  const GaussianOf<float> in = load_gaussian(g, i);
   float sign;
   if constexpr (kind == kEllipsoid) {
-    EllipsoidState s;
-    if (!ellipsoid_state(g.means + 3 * i, g.quats + 4 * i, scale, g.logits[i], view, s, geometry)) return false;
-    normal = facing_normal(s.common, view, shortest_axis(scale), sign);
+    EllipsoidState<float> s;
+    const bool visible = ellipsoid_state(in, view, s, geometry);
+    normal = facing(shortest_axis(s.common.rotation, in.log_scale), s.common, view, sign);
+    return visible;
   } else {
-    DiscState s;
-    if (!disc_state(g.means + 3 * i, g.quats + 4 * i, scale, g.logits[i], view, s, geometry)) return false;
-    normal = facing_normal(s.common, view, 2, sign);
+    DiscState<float> s;
+    const bool visible = disc_state(in, view, s, geometry);
+    normal = facing(s.common.rotation.column(2), s.common, view, sign);
+    return visible;
   }
-  return true;
 }
 
 template <int kind>
@@ -96,15 +103,19 @@ __global__ void __launch_bounds__(kThreads) project_backward(Gaussians g, int64_
   if (m >= visible) return;
   const int64_t i = ids[m];
   const View view = camera.load();
-  const float *mean = g.means + 3 * i, *quat = g.quats + 4 * i, *scale = g.log_scales + i * g.scale_dim;
   const Vec3 grad_normal = load3(grad_normals + 3 * m);
+  GaussianGradients<float> grad;
   if constexpr (kind == kEllipsoid) {
-    ellipsoid_backward(mean, quat, scale, g.logits[i], view, grad_geometry + m * kEllipsoidGeometry, grad_normal,
-                       grad_means + 3 * i, grad_quats + 4 * i, grad_log_scales + i * g.scale_dim, grad_logits + i);
+    grad = ellipsoid_backward(load_gaussian(g, i), view, grad_geometry + m * kEllipsoidGeometry, grad_normal);
   } else {
-    disc_backward(mean, quat, scale, g.logits[i], view, grad_geometry + m * kDiscGeometry, grad_normal,
-                  grad_means + 3 * i, grad_quats + 4 * i, grad_log_scales + i * g.scale_dim, grad_logits + i);
+    grad = disc_backward(load_gaussian(g, i), view, grad_geometry + m * kDiscGeometry, grad_normal);
   }
+  store3(grad_means + 3 * i, grad.mean);
+  float *quat = grad_quats + 4 * i, *scale = grad_log_scales + i * g.scale_dim;
+  quat[0] = grad.w, quat[1] = grad.x, quat[2] = grad.y, quat[3] = grad.z;
+  scale[0] = grad.log_scale.x, scale[1] = grad.log_scale.y;
+  if (g.scale_dim > 2) scale[2] = grad.log_scale.z;
+  grad_logits[i] = grad.logit;
 }
 
 struct Harmonics {

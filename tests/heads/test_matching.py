@@ -9,9 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from panbench.heads.matching import assign, matching_cost
+from panbench.heads.matching import Masks, assign, matching_cost, number_masks, pair_losses
+from panbench.ops import LabelSums, LabelTargets, reference
+from panbench.scene import PanopticMap
 
 EPSILON = 1e-4
+
+
+def summed(predicted: Tensor, masks: Tensor) -> tuple[LabelSums, Masks]:
+    """Sums and masks of predictions [P, Q] and masks [P, A], as of an image of one row."""
+    number = torch.where(masks.any(1), masks.double().argmax(1) if masks.shape[1] else 0, -1).int()[None]
+    ones = torch.ones_like(number)
+    targets = LabelTargets(ones, number, ones.to(predicted.dtype), masks.shape[1], 0, 0, epsilon=EPSILON)
+    votes = masks.sum(0).long()[:, None]
+    labelled = torch.tensor(max(len(masks), 1))
+    return reference.label_sums(predicted[None], targets), Masks(number, votes, labelled)
+
+
+def cost_of(predicted: Tensor, masks: Tensor) -> Tensor:
+    return matching_cost(*summed(predicted, masks))
 
 
 def loops(predicted: Tensor, masks: Tensor) -> Tensor:
@@ -40,25 +56,25 @@ def random_masks(pixels: int, masks: int, queries: int, seed: int = 0) -> tuple[
 @pytest.mark.parametrize(("pixels", "masks", "queries"), [(40, 3, 5), (1, 1, 1), (25, 4, 2)])
 def test_costs_are_those_of_loops(pixels: int, masks: int, queries: int) -> None:
     predicted, planes = random_masks(pixels, masks, queries)
-    torch.testing.assert_close(matching_cost(predicted, planes), loops(predicted, planes), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(cost_of(predicted, planes), loops(predicted, planes), rtol=1e-9, atol=1e-9)
 
 
 def test_costs_of_saturated_predictions_are_finite() -> None:
     predicted, planes = random_masks(30, 3, 4)
     predicted = (predicted > 0.5).double()
-    torch.testing.assert_close(matching_cost(predicted, planes), loops(predicted, planes), rtol=1e-9, atol=1e-9)
-    single = matching_cost(predicted.float(), planes.float())
+    torch.testing.assert_close(cost_of(predicted, planes), loops(predicted, planes), rtol=1e-9, atol=1e-9)
+    single = cost_of(predicted.float(), planes.float())
     torch.testing.assert_close(single.double(), loops(predicted, planes), rtol=1e-3, atol=1e-3)
 
 
 def test_costs_without_pixels_are_finite() -> None:
-    assert matching_cost(torch.zeros(0, 3), torch.zeros(0, 2)).isfinite().all()
+    assert cost_of(torch.zeros(0, 3), torch.zeros(0, 2)).isfinite().all()
 
 
 def test_a_mask_costs_least_with_its_own_prediction() -> None:
     _, planes = random_masks(60, 4, 1)
     predicted = planes[:, [2, 0, 3, 1]] * 0.9 + 0.02
-    rows, columns = assign(matching_cost(predicted, planes))
+    rows, columns = assign(cost_of(predicted, planes))
     assert rows.tolist() == [0, 1, 2, 3]
     assert columns.tolist() == [1, 3, 0, 2]
 
@@ -79,12 +95,47 @@ def test_the_pairs_have_the_least_total_of_all(shape: tuple[int, int], seed: int
     assert sum(cost[r, c].item() for r, c in zip(rows, columns, strict=True)) == pytest.approx(best)
 
 
+def test_losses_of_pairs_are_those_of_loops() -> None:
+    predicted, planes = random_masks(60, 4, 6, seed=2)
+    rows, columns = torch.tensor([0, 1, 3]), torch.tensor([5, 0, 2])
+    dice = cross = 0.0
+    for a, q in zip(rows.tolist(), columns.tolist(), strict=True):
+        i, y = predicted[:, q], planes[:, a]
+        dice += float(1 - (2 * (i * y).sum() + 1) / (i.sum() + y.sum() + 1)) / 3
+        i = i.clamp(EPSILON, 1 - EPSILON)
+        cross -= float((y * i.log() + (1 - y) * (1 - i).log()).mean()) / 3
+    found = pair_losses(*summed(predicted, planes), rows, columns)
+    assert [float(term) for term in found] == pytest.approx([dice, cross], rel=1e-9)
+
+
+def test_masks_are_numbered_in_the_order_of_their_ids() -> None:
+    instance = torch.tensor([[7, 7, 0, 900], [3, 0, 900, 900], [5, 5, 0, 0]], dtype=torch.int32)
+    semantic = torch.tensor([[2, 2, 1, 3], [2, 1, 1, 3], [0, 0, 0, 1]], dtype=torch.int32)
+    masks = number_masks(PanopticMap(semantic, instance), 4)
+    # The mask 5 has no class anywhere, and mask 7 comes after 3.
+    assert masks.number.dtype == torch.int32
+    assert masks.number.tolist() == [[1, 1, -1, 2], [0, -1, 2, 2], [-1, -1, -1, -1]]
+    assert masks.votes.tolist() == [[0, 1, 0, 0], [0, 2, 0, 0], [1, 0, 2, 0]]
+    assert masks.areas.tolist() == [1, 2, 3]
+    assert masks.labelled == 9
+
+
+@pytest.mark.parametrize("what", ["nothing labelled", "no mask"])
+def test_a_frame_without_masks_has_none(what: str) -> None:
+    semantic = torch.zeros(3, 4).int() if what == "nothing labelled" else torch.ones(3, 4).int()
+    instance = torch.ones(3, 4).int() if what == "nothing labelled" else torch.zeros(3, 4).int()
+    masks = number_masks(PanopticMap(semantic, instance), 2)
+    assert (masks.number == -1).all()
+    assert masks.votes.shape == (0, 2)
+    assert masks.labelled == (1 if what == "nothing labelled" else 12)
+
+
 def test_permuting_the_masks_permutes_the_pairs() -> None:
     predicted, planes = random_masks(80, 5, 7, seed=3)
-    rows, columns = assign(matching_cost(predicted, planes))
+    rows, columns = assign(cost_of(predicted, planes))
     query_of = dict(zip(rows.tolist(), columns.tolist(), strict=True))
     order = [4, 2, 0, 1, 3]
-    rows, columns = assign(matching_cost(predicted, planes[:, order]))
+    rows, columns = assign(cost_of(predicted, planes[:, order]))
     assert {order[r]: c for r, c in zip(rows.tolist(), columns.tolist(), strict=True)} == query_of
 
 

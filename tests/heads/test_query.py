@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -26,15 +27,16 @@ from box_scene import (
     with_masks,
 )
 from torch import Tensor
+from torch.nn import functional
 
 from panbench.errors import UserError
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.rotation import rotation_matrices
-from panbench.heads.base import LabelView, StepContext
+from panbench.heads.base import LabelView, PanopticHead, StepContext
 from panbench.heads.query import QueryHead
 from panbench.models import GaussianModule, LiGS
-from panbench.ops import backend
+from panbench.ops import backend, label_sums
 from panbench.resources import asset
 from panbench.scene import Frame, PanopticMap
 
@@ -93,13 +95,19 @@ def _reference() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- losses
 
 
+def summed(head: PanopticHead, view: LabelView, frame: Frame) -> LabelView:
+    """The view with the sums of its channels against the head's targets."""
+    targets = head.targets(frame)
+    return view if targets is None else replace(view, sums=label_sums(view.channels, targets))
+
+
 def losses_and_gradient(
     model: GaussianModule, frame: Frame, neighbor: Frame | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The head's loss terms and the gradient of their sum with respect to the channels."""
-    view = label_view(model, frame.camera)
+    view = label_view(model, frame)
     channels = view.channels.detach().requires_grad_()
-    view = LabelView(channels, view.alpha, view.depth)
+    view = summed(model.head, replace(view, channels=channels), frame)
     terms = model.head.losses(view, frame, model.gaussians, context(model, neighbor))
     torch.stack(list(terms.values())).sum().backward()
     assert channels.grad is not None
@@ -139,7 +147,7 @@ def test_a_run_on_permuted_ids_learns_the_same() -> None:
 
 def test_a_frame_without_masks_teaches_nothing(model: GaussianModule) -> None:
     frame = with_masks(box_scene().source.load(3), None)
-    assert model.head.losses(label_view(model, frame.camera), frame, model.gaussians, context(model)) == {}
+    assert model.head.losses(label_view(model, frame), frame, model.gaussians, context(model)) == {}
 
 
 @pytest.mark.parametrize("blank", ["all void", "no thing", "thing without class"])
@@ -159,13 +167,75 @@ def test_masks_with_little_in_them_give_finite_losses(model: GaussianModule, bla
     assert gradient.isfinite().all()
 
 
-def test_a_single_pixel_mask_off_the_matching_grid_does_no_harm(model: GaussianModule) -> None:
+def test_a_mask_of_a_single_pixel_counts_like_any_other(model: GaussianModule) -> None:
     frame = box_scene().source.load(3)
     semantic, instance = torch.full((36, 48), FLOOR), torch.zeros(36, 48, dtype=torch.int64)
     semantic[11, 13], instance[11, 13] = CRATE, 1
     terms, gradient = losses_and_gradient(model, with_masks(frame, PanopticMap(semantic, instance)), None)
+    assert {"semantic", "dice", "bce"} <= set(terms)
     assert all(term.isfinite() for term in terms.values())
     assert gradient.isfinite().all()
+
+
+def pixel_losses(head: QueryHead, channels: Tensor, frame: Frame) -> dict[str, Tensor]:
+    """The terms straight from eqs. 11 and 12 on the pixels, pairs by the least cost among all assignments."""
+    assert frame.masks is not None
+    labelled = frame.masks.semantic > 0
+    rows, classes = channels[labelled], frame.masks.semantic[labelled].long()
+    semantic = rows[:, : head.classes]
+    if head.blending == "feature":
+        semantic = head.decoder(rows[:, : head.semantic_dim]).softmax(-1)
+    entropy = -(semantic.gather(1, classes[:, None] - 1) + 1e-4).log().mean()
+    queries = rows[:, -int(head.active.sum()) :]
+    ids = frame.masks.instance[labelled]
+    masks = torch.stack([ids == i for i in ids.unique() if i > 0], dim=1).float()
+
+    def terms(query: int, mask: int) -> tuple[Tensor, Tensor]:
+        i, y = queries[:, query], masks[:, mask]
+        return (
+            1 - (2 * (i * y).sum() + 1) / (i.sum() + y.sum() + 1),
+            functional.binary_cross_entropy(i.clamp(1e-4, 1 - 1e-4), y),
+        )
+
+    pairs = min(
+        permutations(range(queries.shape[1]), masks.shape[1]),
+        key=lambda p: sum(float(t.detach()) for k, q in enumerate(p) for t in terms(q, k)),
+    )
+    dice, bce = zip(*(terms(q, k) for k, q in enumerate(pairs)), strict=True)
+    return {"semantic": entropy, "dice": torch.stack(dice).mean(), "bce": torch.stack(bce).mean()}
+
+
+@pytest.mark.parametrize("blending", ["label", "feature"])
+def test_losses_are_those_of_the_pixels(blending: str) -> None:
+    model = trained(steps=8, blending=blending)
+    frame = box_scene().source.load(3)
+    expected_of = label_view(model, frame).channels.detach().requires_grad_()
+    assert isinstance(model.head, QueryHead)
+    expected = pixel_losses(model.head, expected_of, frame)
+    torch.stack(list(expected.values())).sum().backward()
+    terms, gradient = losses_and_gradient(model, frame, None)
+    assert terms.keys() == expected.keys()
+    for name, term in expected.items():
+        torch.testing.assert_close(terms[name], term, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_of.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_sums_of_the_blend_teach_what_sums_of_its_image_teach(model: GaussianModule) -> None:
+    frame, neighbor = box_scene().source.load(3), box_scene().source.load(4)
+    assert isinstance(model.head, QueryHead)
+
+    def gradients(apart: bool) -> list[Tensor]:
+        model.zero_grad()
+        view = label_view(model, frame)
+        if apart:
+            view = summed(model.head, view, frame)
+        terms = model.head.losses(view, frame, model.gaussians, context(model, neighbor))
+        assert {"semantic", "dice", "bce", "warp"} == set(terms)
+        torch.stack(list(terms.values())).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    for mine, theirs in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
 
 
 def test_scores_weigh_the_cross_entropy_if_asked() -> None:
@@ -190,7 +260,7 @@ def test_the_weights_scale_their_terms(model: GaussianModule) -> None:
         head.resize_like(state, "")
         head.load_state_dict(state)
         frame, neighbor = box_scene().source.load(3), box_scene().source.load(4)
-        return head.losses(label_view(model, frame.camera), frame, model.gaussians, context(model, neighbor))
+        return head.losses(label_view(model, frame), frame, model.gaussians, context(model, neighbor))
 
     weights = {"dice_weight": 2.0, "bce_weight": 3.0, "semantic_weight": 4.0, "warp_weight": 5.0}
     plain, heavy = terms(**dict.fromkeys(weights, 1.0)), terms(**weights)
@@ -320,7 +390,7 @@ def teach(head: QueryHead, gaussians: GaussianSet, frames: list[Frame], query_of
 
     for step, frame in enumerate(frames):
         queries = head.instance_channels(gaussians, torch.arange(1)).shape[1]
-        view = ideal_view(head, frame, query_of, queries)
+        view = summed(head, ideal_view(head, frame, query_of, queries), frame)
         head.losses(view, frame, gaussians, StepContext(step, lambda: None, splat))
 
 

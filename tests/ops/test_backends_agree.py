@@ -28,8 +28,10 @@ from views import (
 )
 
 from panbench import ops
+from panbench.gaussians.rotation import rotation_matrices
 from panbench.ops.backend import load_cpu
 from panbench.ops.project import KIND_CODE, Kind
+from panbench.scene import Camera
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,22 +135,36 @@ class Scene:
     geometry: Tensor
     features: Tensor
 
-    def blend(
-        self, inputs: list[Tensor], backend: ops.backend.Backend, detached: int, near: float = NEAR
-    ) -> ops.Blended:
+    def blend(self, inputs: list[Tensor], backend: ops.backend.Backend, detached: int) -> dict[str, Tensor]:
+        """The picture's maps; the last ``detached`` channels are blended as detached labels."""
         geometry, features = inputs
-        bins = ops.bin(geometry, self.case.width, self.case.height, kind=self.kind, backend=backend)
-        return ops.blend(
+        size = (self.case.width, self.case.height)
+        bins = ops.bin(geometry, *size, kind=self.kind, backend=backend)
+        attached = features.shape[1] - detached
+        out = ops.blend(
             geometry,
-            features,
+            features[:, :attached],
             bins,
-            self.case.width,
-            self.case.height,
+            *size,
             kind=self.kind,
-            near=near,
-            detached=detached,
+            near=NEAR,
+            labels=features[:, attached:],
+            detached=True,
             backend=backend,
         )
+        assert out.image.shape[-1] == attached
+        assert out.sums is None
+        return maps_of(out)
+
+
+def maps_of(out: ops.Blended) -> dict[str, Tensor]:
+    """Maps by name, the labels joined to the image."""
+    return {
+        "image": torch.cat([out.image, out.labels], dim=-1),
+        "alpha": out.alpha,
+        "depth": out.depth,
+        "median": out.median,
+    }
 
 
 def scene(case: Case, kind: Kind, channels: int) -> Scene:
@@ -160,10 +176,11 @@ def scene(case: Case, kind: Kind, channels: int) -> Scene:
 def check_blending(shown: Scene, detached: int) -> None:
     inputs = [shown.geometry, shown.features]
     exact, single = doubles(inputs), singles(inputs)
-    expected, found = shown.blend(exact, "reference", detached), shown.blend(single, "cpu", detached)
-    upstream = masked_upstream(list(found), agreeing_pixels(list(found), list(expected)))
-    mine = torch.autograd.grad(list(found), single, upstream)
-    reference = torch.autograd.grad(list(expected), exact, [u.double() for u in upstream])
+    expected = list(shown.blend(exact, "reference", detached).values())
+    found = list(shown.blend(single, "cpu", detached).values())
+    upstream = masked_upstream(found, agreeing_pixels(found, expected))
+    mine = torch.autograd.grad(found, single, upstream)
+    reference = torch.autograd.grad(expected, exact, [u.double() for u in upstream])
     assert_close(mine[0], reference[0], 2e-4, "gradient of geometry", dim=0)
     assert_close(mine[1], reference[1], 2e-5, "gradient of features")
 
@@ -182,16 +199,18 @@ def test_any_number_of_channels_agrees(kind: Kind, channels: int, detached: int)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("output", range(4), ids=ops.Blended._fields)
-def test_gradients_of_each_output_alone_agree(kind: Kind, output: int) -> None:
+@pytest.mark.parametrize("output", ["image", "alpha", "depth", "median"])
+def test_gradients_of_each_output_alone_agree(kind: Kind, output: str) -> None:
     shown = scene(random_case(200, 45, 33, seed=15, size=-2.5), kind, 3)
     inputs = [shown.geometry, shown.features]
     exact, single = doubles(inputs), singles(inputs)
     expected, found = shown.blend(exact, "reference", 0), shown.blend(single, "cpu", 0)
-    upstream = masked_upstream(list(found), agreeing_pixels(list(found), list(expected)))[output]
-    expected, found = expected[output], found[output]
-    mine = torch.autograd.grad(found, single, upstream)
-    reference = torch.autograd.grad(expected, exact, upstream.double(), allow_unused=True, materialize_grads=True)
+    agree = agreeing_pixels(list(found.values()), list(expected.values()))
+    (upstream,) = masked_upstream([found[output]], agree)
+    mine = torch.autograd.grad(found[output], single, upstream)
+    reference = torch.autograd.grad(
+        expected[output], exact, upstream.double(), allow_unused=True, materialize_grads=True
+    )
     assert_close(mine[0], reference[0], 2e-4, "gradient of geometry", dim=0)
     assert_close(mine[1], reference[1], 2e-5, "gradient of features")
 
@@ -206,15 +225,16 @@ def test_extents_below_float32_are_harmless(kind: Kind) -> None:
     _, geometry, normals = visible(case, kind, parameters, "cpu")
     bins = ops.bin(geometry, case.width, case.height, kind=kind, backend="cpu")
     out = ops.blend(geometry, normals, bins, case.width, case.height, kind=kind, near=NEAR, backend="cpu")
-    assert all(m.isfinite().all() for m in out)
-    gradients = torch.autograd.grad([m.sum() for m in out], parameters)
+    maps = list(maps_of(out).values())
+    assert all(m.isfinite().all() for m in maps)
+    gradients = torch.autograd.grad([m.sum() for m in maps], parameters)
     assert all(g.isfinite().all() for g in gradients)
 
 
 def test_detached_channels_send_nothing_into_geometry() -> None:
     shown = scene(random_case(), "disc", 6)
     single = singles([shown.geometry, shown.features])
-    image = shown.blend(single, "cpu", 4).image
+    image = shown.blend(single, "cpu", 4)["image"]
     geometry, features = torch.autograd.grad(image[..., 2:].square().sum(), single)
     assert (geometry == 0).all()
     assert (features[:, 2:] != 0).any()
@@ -236,13 +256,10 @@ def test_tile_lists_hold_every_contribution_front_to_back(case: Case, kind: Kind
         keys = [(z[m], m) for m in bins.tile_ids[begin:end].tolist()]
         assert keys == sorted(set(keys))
     exact = shown.geometry.double(), shown.features.double()
-    for name, mine, reference in zip(
-        ops.Blended._fields,
-        ops.blend(*exact, bins, width, height, kind=kind, near=NEAR, backend="reference"),
-        ops.blend(*exact, own, width, height, kind=kind, near=NEAR, backend="reference"),
-        strict=True,
-    ):
-        assert torch.allclose(mine, reference, rtol=1e-12, atol=1e-14), name
+    mine = maps_of(ops.blend(*exact, bins, width, height, kind=kind, near=NEAR, backend="reference"))
+    reference = maps_of(ops.blend(*exact, own, width, height, kind=kind, near=NEAR, backend="reference"))
+    for name in mine:
+        assert torch.allclose(mine[name], reference[name], rtol=1e-12, atol=1e-14), name
 
 
 def test_other_lists_of_tiles_draw_the_same_picture() -> None:
@@ -253,12 +270,10 @@ def test_other_lists_of_tiles_draw_the_same_picture() -> None:
     tight = ops.bin(shown.geometry, width, height, kind="ellipsoid", backend="cpu")
     assert len(tight.tile_ids) <= len(loose.tile_ids)
     inputs = (shown.geometry, shown.features)
-    for found, expected in zip(
-        ops.blend(*inputs, ops.Bins(*loose), width, height, kind="ellipsoid", near=NEAR, backend="cpu"),
-        ops.blend(*inputs, tight, width, height, kind="ellipsoid", near=NEAR, backend="cpu"),
-        strict=True,
-    ):
-        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7)
+    found = maps_of(ops.blend(*inputs, ops.Bins(*loose), width, height, kind="ellipsoid", near=NEAR, backend="cpu"))
+    expected = maps_of(ops.blend(*inputs, tight, width, height, kind="ellipsoid", near=NEAR, backend="cpu"))
+    for name in found:
+        assert torch.allclose(found[name], expected[name], rtol=1e-6, atol=1e-7), name
 
 
 # ---------------------------------------------------------------------------------------- attention, SSIM, harmonics
@@ -438,6 +453,66 @@ def test_normal_losses_agree(known: float, sliced: bool) -> None:
         assert_close(mine, gradient, 1e-6, f"gradient of {name}")
 
 
+@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_warping_losses_agree(count: int, hidden: bool) -> None:
+    """A slanted surface seen from two places, in images of different sizes, with holes and something in front."""
+    generator = torch.Generator().manual_seed(count)
+    pose = torch.eye(4)
+    pose[:3, :3] = rotation_matrices(torch.tensor([1.0, 0.02, -0.05, 0.03]))
+    pose[:3, 3] = torch.tensor([0.3, -0.1, 0.2])
+    camera = Camera(47, 31, 40.0, 42.0, 23.0, 16.0, torch.eye(4))
+    other = Camera(40, 35, 35.0, 33.0, 21.0, 17.0, pose)
+    depth, other_depth = (
+        2
+        + 0.01 * torch.arange(c.width).expand(c.height, -1)
+        + 0.001 * torch.rand(c.height, c.width, generator=generator)
+        for c in (camera, other)
+    )
+    depth[5:8] = 0
+    if hidden:
+        other_depth[:, 20:25] = 1
+    labels = torch.rand(31, 47, count + 4, generator=generator)
+    other_labels = torch.rand(35, 40, count, generator=generator)
+    (exact,), (single,) = doubles([labels]), singles([labels])
+    maps = (other_labels, other_depth)
+    expected = ops.warping_loss(
+        exact,
+        count,
+        camera.to(torch.float64),
+        depth.double(),
+        other.to(torch.float64),
+        *(m.double() for m in maps),
+        0.1,
+        backend="reference",
+    )
+    found = ops.warping_loss(single, count, camera, depth, other, *maps, 0.1, backend="cpu")
+    (mine,), (reference,) = torch.autograd.grad(3 * found, single), torch.autograd.grad(3 * expected, exact)
+    # Rounding may put a pixel on the other side of a border or of the tolerance: very few, and each has a small say.
+    valid = [(g != 0).any(-1) for g in (mine, reference)]
+    assert 200 < valid[1].sum() < 31 * 47
+    assert (valid[0] != valid[1]).sum() <= 2
+    assert found.item() == pytest.approx(expected.item(), rel=2e-3)
+    both = valid[0] & valid[1]
+    assert not mine[..., count:].any()
+    scale = valid[0].sum() / valid[1].sum()
+    assert_close(mine[both] * scale, reference[both], 1e-4, "gradient")
+
+
+@pytest.mark.parametrize("what", ["no depth", "behind", "aside"])
+def test_where_nothing_is_seen_twice_warping_costs_nothing(what: str) -> None:
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor({"no depth": [0.0, 0, 0], "behind": [0.0, 0, -9], "aside": [50.0, 0, 0]}[what])
+    camera = Camera(9, 7, 8.0, 8.0, 4.5, 3.5, torch.eye(4))
+    depth = torch.full((7, 9), 0.0 if what == "no depth" else 2.0)
+    labels = torch.rand(7, 9, 4).requires_grad_()
+    other = replace(camera, world_to_camera=pose)
+    loss = ops.warping_loss(labels, 3, camera, depth, other, torch.rand(7, 9, 3), depth, 0.1, backend="cpu")
+    (grad,) = torch.autograd.grad(loss, labels)
+    assert loss == 0
+    assert not grad.any()
+
+
 @pytest.mark.parametrize("degree", range(4))
 @pytest.mark.parametrize("count", [0, 1, 60])
 def test_spherical_harmonics_agree(degree: int, count: int) -> None:
@@ -475,20 +550,28 @@ def test_spherical_harmonics_take_exactly_the_coefficients_they_need() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_of_threads_gives_the_same_bits(kind: Kind) -> None:
     case = random_case(9000, 150, 110, seed=18, size=-4.0, opacity=1.0)
-    features = torch.randn(9000, 21, generator=torch.Generator().manual_seed(19))
+    generator = torch.Generator().manual_seed(19)
+    features = torch.randn(9000, 21, generator=generator)
+    semantic, mask = (torch.randint(low, 4, (110, 150), generator=generator).int() for low in (0, -1))
+    targets = ops.LabelTargets(semantic, mask, torch.rand(110, 150, generator=generator), 4, 3, 3)
 
     def everything() -> list[Tensor]:
         parameters = singles([*case.parameters, features])
         ids, geometry, normals = visible(case, kind, parameters[:4], "cpu")
-        channels = torch.cat([normals, ops.take_rows(parameters[4], ids, backend="cpu")], dim=1)
+        rows = ops.take_rows(parameters[4], ids, backend="cpu")
+        channels, labels = torch.cat([normals, rows[:, :12]], dim=1), rows[:, 12:].softmax(-1)
         bins = ops.bin(geometry, 150, 110, kind=kind, backend="cpu")
-        out = ops.blend(geometry, channels, bins, 150, 110, kind=kind, near=NEAR, detached=9, backend="cpu")
+        out = ops.blend(
+            geometry, channels, bins, 150, 110, kind=kind, near=NEAR, labels=labels, targets=targets, backend="cpu"
+        )
+        assert out.sums is not None
         toward = ops.depth_normals(out.depth, case.camera, backend="cpu")
         image = out.image[..., 3:6]
         loss = ops.normal_loss(out.image[..., :3], toward, backend="cpu")
         loss = loss + ops.photometric_loss(image, torch.zeros_like(image), 0.2, backend="cpu")
-        gradients = torch.autograd.grad([loss, out.image], parameters, [torch.tensor(1.0), out.image.detach()])
-        return [ids, geometry, *bins, *out, toward, loss, *gradients]
+        upstream = [torch.tensor(1.0), out.image.detach(), *(s.detach().cos() for s in out.sums)]
+        gradients = torch.autograd.grad([loss, out.image, *out.sums], parameters, upstream)
+        return [ids, geometry, *bins, *out[:5], *out.sums, toward, loss, *gradients]
 
     before = torch.get_num_threads()
     try:
@@ -533,23 +616,26 @@ def test_gradients_of_a_whole_view_agree(kind: Kind) -> None:
         ids, geometry, normals = visible(case, kind, [means, quats, log_scales, logits], backend)
         colors = ops.spherical_harmonics(dc, rest, means, camera.position, ids, 3, backend=backend)
         attention = ops.attend(features[ids], means[ids], *queries, backend=backend)
-        channels = torch.cat([colors, normals, attention.softmax(-1)], dim=-1)
+        channels, labels = torch.cat([colors, normals], dim=-1), attention.softmax(-1)
         bins = ops.bin(geometry, 64, 48, kind=kind, backend=backend)
-        out = ops.blend(geometry, channels, bins, 64, 48, kind=kind, near=NEAR, detached=6, backend=backend)
+        out = ops.blend(
+            geometry, channels, bins, 64, 48, kind=kind, near=NEAR, labels=labels, detached=True, backend=backend
+        )
         return out, ops.ssim(out.image[..., :3], target.to(out.image), backend=backend)
 
     inputs = [*case.parameters, *extra, *queries]
     exact, single = doubles(inputs), singles(inputs)
     (expected, expected_ssim), (found, found_ssim) = view(exact, "reference"), view(single, "cpu")
     assert found_ssim.item() == pytest.approx(expected_ssim.item(), abs=1e-5)
-    agree = ((found.image.double() - expected.image).abs().amax(-1) < 1e-4) & (
+    image, exact_image = maps_of(found)["image"], maps_of(expected)["image"]
+    agree = ((image.double() - exact_image).abs().amax(-1) < 1e-4) & (
         (found.depth.double() - expected.depth).abs() < 1e-4
     )
     assert (~agree).float().mean() <= 3 * BAND
     loss = torch.randn(48, 64, 12, generator=generator), torch.randn(48, 64, generator=generator)
 
     def gradients(out: ops.Blended, similarity: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
-        total = (out.image * loss[0].to(out.image) * agree[..., None]).sum() - 100 * similarity
+        total = (maps_of(out)["image"] * loss[0].to(out.image) * agree[..., None]).sum() - 100 * similarity
         return torch.autograd.grad(total + (out.depth * loss[1].to(out.depth) * agree).sum(), parameters)
 
     queried = ("query features", "query means", "query scales", "query quats")
@@ -572,13 +658,20 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
     size = (case.width, case.height)
     bins = ops.bin(shown.geometry, *size, kind=kind, backend="cpu")
     projected = visible(case, kind, case.parameters, "cpu")
-    settings = (*bins, *size, KIND_CODE[kind], 2, NEAR)
-    maps = [torch.randn(20, 33, 5), *torch.randn(3, 20, 33)]
+    semantic, mask = torch.randint(0, 3, (20, 33)).int(), torch.randint(-1, 4, (20, 33)).int()
+    targets = (semantic, mask, torch.rand(20, 33))
+    numbers_of_labels = (4, 2, 2, False, 1e-4)
+    settings = (*bins, *targets, *size, KIND_CODE[kind], False, NEAR, *numbers_of_labels)
+    labels = torch.rand(len(shown.geometry), 5)
+    tables = [torch.randn(()), torch.randn(2, 3), torch.randn(2, 4, 3)]
+    maps = [torch.rand(20, 33, 5), torch.randn(20, 33, 5), None, *torch.randn(3, 20, 33), *tables]
     attention = [torch.randn(30, 4), torch.randn(30, 3), torch.randn(6, 4), torch.randn(6, 3), torch.randn(6, 3, 3)]
     harmonics = [torch.randn(30, 3), torch.randn(30, 15, 3), torch.randn(30, 3)]
     placed = (torch.tensor([9.0, 0.0, 0.0]), torch.tensor([3, 4, 20]), 2)
     images = [torch.rand(20, 16, 3), torch.rand(20, 16, 3)]
     pose = camera.world_to_camera
+    warped = (torch.ones(9, 13), torch.rand(8, 11, 3), torch.ones(8, 11), torch.eye(4))
+    lenses = (9.0, 8.0, 6.0, 4.0, 9.0, 8.0, 5.0, 4.0)
     return {
         "project": (*singles(case.parameters), pose, *numbers),
         "project_backward": (
@@ -590,8 +683,12 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
             torch.randn_like(projected.normals),
         ),
         "bin": (shown.geometry, *size, KIND_CODE[kind]),
-        "blend": (*singles([shown.geometry, shown.features]), *settings),
-        "blend_backward": (shown.geometry, shown.features, *settings, *maps),
+        "blend": (*singles([shown.geometry, shown.features, labels]), *settings),
+        "blend_backward": (shown.geometry, shown.features, labels, *settings, *maps),
+        "label_sums": (*singles([torch.rand(20, 33, 5)]), *targets, *numbers_of_labels),
+        "label_sums_backward": (torch.rand(20, 33, 5), *targets, *numbers_of_labels, *tables),
+        "warping_loss": (*singles([torch.rand(9, 13, 5)]), *warped, *lenses, 0.1),
+        "warping_loss_backward": (torch.rand(9, 13, 3), torch.tensor(7), 5, torch.tensor(2.0)),
         "attend": (*singles(attention), False),
         "attend_backward": (*attention, True, torch.randn(30, 6)),
         "attend_shares": (*singles(attention), True, 1.0, -2.0),
@@ -612,7 +709,8 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
 OPERATORS = [
     *("attend", "attend_backward", "attend_shares", "attend_shares_backward", "take_rows", "take_rows_backward"),
     *("depth_normals", "depth_normals_backward", "normal_loss", "normal_loss_backward", "similarity"),
-    *("bin", "blend", "blend_backward", "project", "project_backward"),
+    *("bin", "blend", "blend_backward", "project", "project_backward", "label_sums", "label_sums_backward"),
+    *("warping_loss", "warping_loss_backward"),
     *("spherical_harmonics", "spherical_harmonics_backward", "ssim"),
 ]
 

@@ -94,10 +94,10 @@ def test_projections_agree_on_what_both_see(case: Case, kind: Kind) -> None:
         same(a, b, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("detached", [0, 2, 5])
+@pytest.mark.parametrize(("channels", "labels", "detached"), [(5, 0, False), (3, 2, True), (0, 5, True), (2, 3, False)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("fake")
-def test_blended_pictures_agree(case: Case, kind: Kind, detached: int) -> None:
+def test_blended_pictures_agree(case: Case, kind: Kind, channels: int, labels: int, detached: bool) -> None:
     geometry = project(case, kind, doubles(case.parameters), "reference").geometry.detach()
     size = (case.width, case.height)
     if kind == "disc":
@@ -108,13 +108,18 @@ def test_blended_pictures_agree(case: Case, kind: Kind, detached: int) -> None:
     assert bins.tile_offsets[-1] == len(bins.tile_ids)
     results: list[list[Tensor]] = []
     for name in ("gsplat", "reference"):
-        inputs = doubles([geometry, random_like(torch.empty(len(geometry), 5), 64)])
+        values = [random_like(torch.empty(len(geometry), count), count) for count in (channels, labels)]
+        inputs = doubles([geometry, *values])
         lists = bins if name == "gsplat" else ops.bin(inputs[0], *size, kind=kind, backend="reference")
-        out = ops.blend(*(inputs[0], inputs[1], lists, *size), kind=kind, near=NEAR, detached=detached, backend=name)
-        maps = [out.image, out.alpha, out.depth, out.median]
+        out = ops.blend(
+            *(inputs[0], inputs[1], lists, *size),
+            kind=kind, near=NEAR, labels=inputs[2], detached=detached, backend=name,
+        )  # fmt: skip
+        maps = [out.image, out.labels, out.alpha, out.depth, out.median]
         upstream = [random_like(m, seed).double() for seed, m in enumerate(maps)]
         results.append([*maps, *torch.autograd.grad(maps, inputs, upstream)])
-    names = ("image", "alpha", "depth", "median", "gradient of geometry", "gradient of features")
+    names = ("image", "labels", "alpha", "depth", "median")
+    names += ("gradient of geometry", "gradient of features", "gradient of labels")
     for name, found, expected in zip(names, *results, strict=True):
         same(found, expected, name)
 

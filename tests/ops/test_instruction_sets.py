@@ -26,9 +26,14 @@ def _render(kind: ops.Kind) -> list[Tensor]:
     projected = ops.project(*leaves, camera, kind=kind, near=0.1)
     features = torch.rand(len(projected.ids), 19, generator=generator).requires_grad_()
     bins = ops.bin(projected.geometry, 50, 40, kind=kind)
-    out = ops.blend(projected.geometry, features, bins, 50, 40, kind=kind, near=0.1)
-    loss = (out.image * torch.rand(out.image.shape, generator=generator)).sum() + out.depth.sum()
-    return [*(t.detach() for t in out), *torch.autograd.grad(loss, [*leaves, features])]
+    labels = torch.rand(len(projected.ids), 21, generator=generator).requires_grad_()
+    semantic, mask = (torch.randint(low, 4, (40, 50), generator=generator).int() for low in (0, -1))
+    targets = ops.LabelTargets(semantic, mask, torch.rand(40, 50, generator=generator), 4, 3, 3, logits=kind == "disc")
+    out = ops.blend(projected.geometry, features, bins, 50, 40, kind=kind, near=0.1, labels=labels, targets=targets)
+    assert out.sums is not None
+    maps = [*out[:5], *out.sums]
+    loss = torch.stack([(m * torch.rand(m.shape, generator=generator)).sum() for m in maps]).sum()
+    return [*(t.detach() for t in maps), *torch.autograd.grad(loss, [*leaves, features, labels])]
 
 
 @pytest.mark.parametrize("kind", ["ellipsoid", "disc"])

@@ -162,10 +162,10 @@ def fitted(model: GaussianModule, steps: int, data: SceneDataModule | None = Non
     return model
 
 
-def label_view(model: GaussianModule, camera: Camera) -> LabelView:
-    """What the model's head gets to see of a view."""
-    view = model.render(camera)
-    return LabelView(view.labels, view.alpha.detach(), view.depth.detach())
+def label_view(model: GaussianModule, frame: Frame) -> LabelView:
+    """What the model's head gets to see of a training view."""
+    view = model.render(frame.camera, targets=model.head.targets(frame))
+    return LabelView(view.labels, view.alpha.detach(), view.depth.detach(), view.sums)
 
 
 def context(model: GaussianModule, neighbor: Frame | None = None, step: int = 0) -> StepContext:

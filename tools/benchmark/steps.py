@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmark.machine import Clock
 from benchmark.timing import Sample
-from panbench.models import base
+from panbench import ops
 from panbench.models.base import GaussianModule
 
 PARTS = (
@@ -123,7 +123,7 @@ def marked(model: GaussianModule) -> Generator[None]:
         (model.head, "channels", "head: channels"),
         (model.head, "losses", "head: pairing, losses, warping"),
         (model.head, "after_step", "head: pairing, losses, warping"),
-        (base, "photometric_loss", "photometric loss"),
+        (ops, "photometric_loss", "photometric loss"),
     )
     patches = [mock.patch.object(owner, name, _recorded(getattr(owner, name), part)) for owner, name, part in targets]
     for patch in patches:

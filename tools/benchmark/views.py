@@ -102,10 +102,13 @@ class Views:
         project = (*self.geometry, camera.world_to_camera, *lens)
         ids, screen, normals = op.project(*project)
         bins = op.bin(screen, *size, kind)
-        blend = (screen, self.table[ids], *bins, *size, kind, 0, NEAR)
-        nothing = torch.zeros(camera.height, camera.width)
-        blend_backward = (*blend, self.grad_image, nothing, nothing, nothing)
-        grad_screen, _ = op.blend_backward(*blend_backward)
+        features = self.table[ids]
+        # No labels, and nothing to compare them with.
+        none = (None, None, None)
+        blend = (screen, features, features[:, :0], *bins, *none, *size, kind, False, NEAR, 0, 0, 0, False, 1e-4)
+        label_image = torch.empty(camera.height, camera.width, 0)
+        blend_backward = (*blend, label_image, self.grad_image, *[None] * 7)
+        grad_screen, *_ = op.blend_backward(*blend_backward)
         return {
             "project": project,
             "bin": (screen, *size, kind),

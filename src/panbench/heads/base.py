@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
+from panbench.ops import LabelSums, LabelTargets
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
 
 
@@ -25,11 +26,13 @@ class LabelView:
     Attributes:
         channels: [H, W, C], Σ w · channels over the Gaussians of the view.
         alpha: [H, W]. depth: [H, W], expected depth in metres, 0 where alpha is small; both without gradient.
+        sums: of the channels against the head's targets; None where it gave none.
     """
 
     channels: Tensor
     alpha: Tensor
     depth: Tensor
+    sums: LabelSums | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,13 @@ class PanopticHead(nn.Module):
     def channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
         """What to splat for the visible Gaussians ``ids`` [M]: [M, C]. C may change between steps."""
         raise NotImplementedError
+
+    def targets(self, frame: Frame) -> LabelTargets | None:
+        """What the channels of a training view are compared with while they are blended; asked before that.
+
+        ``losses`` then finds the sums in its view. None: the head looks at the channels alone.
+        """
+        return None
 
     def losses(self, view: LabelView, frame: Frame, gaussians: GaussianSet, context: StepContext) -> dict[str, Tensor]:
         """Weighted loss terms by name; empty where the frame has nothing to teach."""

@@ -13,14 +13,10 @@ from panbench.errors import UserError
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.heads.base import GaussianLabels, LabelView, PanopticHead, StepContext
-from panbench.heads.matching import assign, matching_cost
+from panbench.heads.matching import Masks, assign, matching_cost, number_masks, pair_losses
 from panbench.heads.seeding import seed_queries
-from panbench.losses.warping import warp, warping_loss
-from panbench.ops import attend_shares, mask_losses, take_rows
+from panbench.ops import LabelSums, LabelTargets, attend_shares, label_sums, take_rows, warping_loss
 from panbench.scene import Frame, LabelSpace, PanopticMap, Scene
-
-_EPS = 1e-4
-_MATCH_STRIDE = 2  # pixels between those that the assignment looks at
 
 
 class QueryHead(PanopticHead):
@@ -117,6 +113,7 @@ class QueryHead(PanopticHead):
         self.semantic_weight, self.warp_weight, self.warp_every = semantic_weight, warp_weight, warp_every
         self.warp_tolerance, self.use_scores = warp_tolerance, use_scores
         self.labels: LabelSpace | None = None
+        self._latest: tuple[PanopticMap, Masks] | None = None
 
     def build(self, labels: LabelSpace) -> None:
         if self.labels is not None:
@@ -207,80 +204,92 @@ class QueryHead(PanopticHead):
     def channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
         return torch.cat([self.semantic_channels(gaussians, ids), self.instance_channels(gaussians, ids)], dim=1)
 
-    def _split(self, channels: Tensor) -> tuple[Tensor, Tensor]:
-        width = self.semantic_dim if self.blending == "feature" else self.classes
-        semantic, instance = channels[..., :width], channels[..., width:]
-        if self.blending == "feature":
-            semantic = self.decoder(semantic).softmax(-1)
-        return semantic, instance
+    def _semantic(self, channels: Tensor) -> Tensor:
+        """Class probabilities of splatted channels."""
+        if self.blending == "label":
+            return channels[..., : self.classes]
+        return self.decoder(channels[..., : self.semantic_dim]).softmax(-1)
+
+    def targets(self, frame: Frame) -> LabelTargets | None:
+        if frame.masks is None:
+            return None
+        numbered = self._numbered(frame.masks)
+        # Blended features become classes only afterwards: then the queries alone are summed up on the way.
+        classes, first_query = (self.classes,) * 2 if self.blending == "label" else (0, self.semantic_dim)
+        return LabelTargets(
+            frame.masks.semantic.int(),
+            numbered.number,
+            self._weight(frame.masks),
+            len(numbered.votes),
+            classes,
+            first_query,
+        )
+
+    def _numbered(self, masks: PanopticMap) -> Masks:
+        # Asked for twice in a step.
+        if self._latest is None or self._latest[0] is not masks:
+            self._latest = masks, number_masks(masks, self.classes)
+        return self._latest[1]
+
+    def _weight(self, masks: PanopticMap) -> Tensor:
+        if self.use_scores and masks.score is not None:
+            return masks.score
+        return torch.ones_like(masks.semantic, dtype=self.query_means.dtype)
 
     def losses(self, view: LabelView, frame: Frame, gaussians: GaussianSet, context: StepContext) -> dict[str, Tensor]:
-        if frame.masks is None:
+        targets = self.targets(frame)
+        if frame.masks is None or targets is None:
             return {}
-        semantic, instance = self._split(view.channels)
-        pair, columns = self._pair(instance, frame.masks)
-        weight = torch.ones_like(view.alpha)
-        if self.use_scores and frame.masks.score is not None:
-            weight = frame.masks.score
-        both = view.channels if self.blending == "label" else torch.cat([semantic, instance], dim=-1)
-        entropy, dice, bce = mask_losses(
-            both, frame.masks.semantic.long(), pair, columns + self.classes, weight, epsilon=_EPS
-        )
-        out = {"semantic": self.semantic_weight * entropy}
+        assert view.sums is not None, "the view was rendered without the head's targets"
+        numbered = self._numbered(frame.masks)
+        semantic, entropy = view.channels, view.sums.entropy
+        if self.blending == "feature":
+            semantic = self._semantic(view.channels)
+            decoded = targets._replace(classes=self.classes, first_query=self.classes)
+            entropy = label_sums(semantic, decoded).entropy
+        weight = (targets.weight * (targets.semantic > 0)).sum().clamp_min(1e-20)
+        out = {"semantic": self.semantic_weight * entropy / weight}
+        rows, columns = self._pair(view.sums, numbered)
         if len(columns):
+            dice, bce = pair_losses(view.sums, numbered, rows, columns)
             out |= {"dice": self.dice_weight * dice, "bce": self.bce_weight * bce}
         if self.warp_weight > 0 and context.step % self.warp_every == 0:
             other = context.neighbor()
             if other is not None:
                 with torch.no_grad():
                     seen = context.splat(other.camera, lambda ids: self.semantic_channels(gaussians, ids))
-                    other_semantic = seen.channels
-                    if self.blending == "feature":
-                        other_semantic = self.decoder(other_semantic).softmax(-1)
-                    warped, valid = warp(
-                        frame.camera, view.depth, other.camera, other_semantic, seen.depth, self.warp_tolerance
-                    )
-                out["warp"] = self.warp_weight * warping_loss(semantic, warped, valid)
+                    other_semantic = self._semantic(seen.channels)
+                out["warp"] = self.warp_weight * warping_loss(
+                    semantic,
+                    self.classes,
+                    frame.camera,
+                    view.depth,
+                    other.camera,
+                    other_semantic,
+                    seen.depth,
+                    self.warp_tolerance,
+                )
         return out
 
     @torch.no_grad()
-    def _pair(self, instance: Tensor, masks: PanopticMap) -> tuple[Tensor, Tensor]:
-        """Assign the frame's masks to queries.
+    def _pair(self, sums: LabelSums, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Assign the frame's masks to queries, and remember how much of each query was seen, how much of that in its
+        masks, and with which classes there.
 
         Returns:
-            the number of the pair of each pixel [H, W], −1 outside of paired masks, and the instance channel of each
-            pair's query [K].
+            Numbers of the paired masks [P], and of their queries among the active ones [P].
         """
-        pair = torch.full(masks.instance.shape, -1, dtype=torch.int64, device=masks.instance.device)
-        ids = masks.instance[masks.instance > 0].unique()
-        if not len(ids) or not instance.shape[-1]:
-            return pair, pair.new_zeros(0)
-        coarse = (slice(None, None, _MATCH_STRIDE),) * 2
-        labelled = masks.semantic[coarse] > 0
-        seen, semantic = instance[coarse][labelled], masks.semantic[coarse][labelled].long()
-        planes = (masks.instance[coarse][labelled][:, None] == ids).to(instance.dtype)
-        rows, columns = (torch.from_numpy(n).to(pair) for n in assign(matching_cost(seen, planes)))
-        number = pair.new_full((int(ids.max()) + 1,), -1)
-        number[ids[rows].long()] = torch.arange(len(rows), device=pair.device)
-        self._count(seen, number[masks.instance[coarse][labelled].long()], columns, semantic)
-        return number[masks.instance.long()], columns
-
-    def _count(self, instance: Tensor, pair: Tensor, columns: Tensor, semantic: Tensor) -> None:
-        """Remember how much of each query was seen, how much of that in its masks, and with which classes there.
-
-        Args:
-            instance: [P, Q active]. pair: [P], number of the pair of each pixel, −1: none. columns: [K], query of each
-                pair. semantic: [P], class of each pixel's mask.
-        """
-        on = self.active.nonzero()[:, 0]
-        self.shown[on] += instance.sum(0)
-        self.paired_frames += 1
-        inside = pair >= 0
-        column = columns[pair[inside]]
-        votes = torch.zeros(len(on), self.classes).to(self.class_votes)
-        votes.index_put_((column, semantic[inside] - 1), instance[inside, column], accumulate=True)
-        self.class_votes[on] += votes
-        self.paired[on] += votes.sum(1)
+        cost = matching_cost(sums, masks)
+        rows, columns = (torch.from_numpy(n).to(cost.device) for n in assign(cost))
+        if len(rows):
+            on = self.active.nonzero()[:, 0]
+            inside = sums.overlap[0][rows, columns]
+            self.shown[on] += sums.presence[0]
+            self.paired_frames += 1
+            self.paired[on[columns]] += inside
+            # A mask has one class; where pixels disagree, it is that of most of them.
+            self.class_votes[on[columns], masks.votes[rows].argmax(1)] += inside
+        return rows, columns
 
     def after_step(self, step: int) -> None:
         # Frames come in permutations, so this many of them have shown every object at least prune_after − 1 times.
@@ -296,13 +305,12 @@ class QueryHead(PanopticHead):
         return torch.where(votes.sum(1) > 0, votes.argmax(1) + 1, 0)
 
     def decode(self, view: LabelView) -> PanopticMap:
-        semantic, instance = self._split(view.channels)
-        classes = semantic.argmax(-1) + 1
+        classes = self._semantic(view.channels).argmax(-1) + 1
         ids = torch.zeros_like(classes)
         queries = self.active.nonzero()[:, 0]
         if len(queries):
             thing = self.is_thing[classes - 1]
-            best = queries[instance.argmax(-1)]
+            best = queries[view.channels[..., -len(queries) :].argmax(-1)]
             voted = self.query_classes()[best]
             claimed = thing & (voted > 0)
             ids = torch.where(claimed, best + 1, ids)

@@ -39,6 +39,7 @@ class View:
             re-normalised. labels: the head's channels [H, W, C]. alpha: [H, W].
         depth: expected depth Σ w d / Σ w [H, W], metres; 0 where alpha is below 1e-3.
         median: median depth [H, W], metres.
+        sums: of the labels against targets; None without targets.
     """
 
     projected: ops.Projected
@@ -48,6 +49,7 @@ class View:
     alpha: Tensor
     depth: Tensor
     median: Tensor
+    sums: ops.LabelSums | None = None
 
 
 class GaussianModule(L.LightningModule):
@@ -188,30 +190,36 @@ class GaussianModule(L.LightningModule):
 
     # --------------------------------------------------------------------------------------------------- rendering
 
-    def render(self, camera: Camera, *, labels: bool = True) -> View:
-        """Colour, normal, depth and (if asked for) the head's channels of a view, in one pass."""
+    def render(self, camera: Camera, *, labels: bool = True, targets: ops.LabelTargets | None = None) -> View:
+        """Colour, normal, depth and (if asked for) the head's channels of a view, in one pass.
+
+        Args:
+            targets: what the head's channels are compared with on the way.
+        """
         g = self.gaussians
         projected = self.project(camera)
         colors = ops.spherical_harmonics(
             g["features_dc"], g["features_rest"], g["means"], camera.position, projected.ids, self.active_sh_degree
         )
-        parts = [colors, projected.normals]
-        if labels:
-            parts.append(self.head.channels(g, projected.ids))
-        width = parts[2].shape[1] if labels else 0
         blended = self.blend(
-            camera, projected, torch.cat(parts, dim=1), width if self.label_gradient == "labels" else 0
+            camera,
+            projected,
+            torch.cat([colors, projected.normals], dim=1),
+            labels=self.head.channels(g, projected.ids) if labels else None,
+            detached=self.label_gradient == "labels",
+            targets=targets,
         )
         # One split: its gradient is one concatenation, not a full image of zeros for every part.
-        color, normal, label = blended.image.split([3, 3, width], dim=-1)
+        color, normal = blended.image.split([3, 3], dim=-1)
         return View(
             projected,
             color,
             normal,
-            label,
+            blended.labels,
             blended.alpha,
             _expected(blended),
             blended.median,
+            blended.sums,
         )
 
     def project(self, camera: Camera) -> ops.Projected:
@@ -219,18 +227,37 @@ class GaussianModule(L.LightningModule):
         g = self.gaussians
         return ops.project(g["means"], g["quats"], g["scales"], g["opacities"], camera, kind=self.kind, near=self.near)
 
-    def blend(self, camera: Camera, projected: ops.Projected, features: Tensor, detached: int) -> ops.Blended:
-        """Blend features [M, C] of the projected Gaussians; the last ``detached`` channels do not move geometry."""
+    def blend(
+        self,
+        camera: Camera,
+        projected: ops.Projected,
+        features: Tensor,
+        labels: Tensor | None,
+        *,
+        detached: bool,
+        targets: ops.LabelTargets | None = None,
+    ) -> ops.Blended:
+        """Blend features [M, C] and labels [M, L] of the projected Gaussians; see :func:`panbench.ops.blend`."""
         size = (camera.width, camera.height)
         bins = ops.bin(projected.geometry, *size, kind=self.kind)
-        return ops.blend(projected.geometry, features, bins, *size, kind=self.kind, near=self.near, detached=detached)
+        return ops.blend(
+            projected.geometry,
+            features,
+            bins,
+            *size,
+            kind=self.kind,
+            near=self.near,
+            labels=labels,
+            detached=detached,
+            targets=targets,
+        )
 
     def splat(self, camera: Camera, channels: Callable[[Tensor], Tensor]) -> LabelView:
         """Render channels [M, C] given for visible ids [M]; nothing moves geometry."""
         projected = self.project(camera)
         values = channels(projected.ids)
-        blended = self.blend(camera, projected, values, values.shape[1])
-        return LabelView(blended.image, blended.alpha.detach(), _expected(blended).detach())
+        blended = self.blend(camera, projected, values[:, :0], values, detached=True)
+        return LabelView(blended.labels, blended.alpha.detach(), _expected(blended).detach())
 
     @property
     def active_sh_degree(self) -> int:
@@ -244,7 +271,7 @@ class GaussianModule(L.LightningModule):
     def training_step(self, batch: Frame, batch_idx: int) -> None:
         step = self.global_step
         labels = step >= self.label_start and step % self.label_every == 0
-        view = self.render(batch.camera, labels=labels)
+        view = self.render(batch.camera, labels=labels, targets=self.head.targets(batch) if labels else None)
         watch = self.densify is not None and step < self.densify.stop
         if watch:
             view.projected.geometry.retain_grad()
@@ -347,7 +374,7 @@ class GaussianModule(L.LightningModule):
 
 
 def _label_view(view: View) -> LabelView:
-    return LabelView(view.labels, view.alpha.detach(), view.depth.detach())
+    return LabelView(view.labels, view.alpha.detach(), view.depth.detach(), view.sums)
 
 
 def _expected(blended: ops.Blended) -> Tensor:

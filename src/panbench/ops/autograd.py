@@ -17,7 +17,9 @@ def register() -> None:
     fake("panbench::project_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:4]))
     fake("panbench::bin")(_bin_fake)
     fake("panbench::blend")(_blend_fake)
-    fake("panbench::blend_backward")(lambda *args: (torch.empty_like(args[0]), torch.empty_like(args[1])))
+    fake("panbench::blend_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
+    fake("panbench::label_sums")(_label_sums_fake)
+    fake("panbench::label_sums_backward")(lambda labels, *_: torch.empty_like(labels))
     fake("panbench::attend")(lambda features, means, queries, *_: features.new_empty(len(features), len(queries)))
     fake("panbench::attend_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:5]))
     fake("panbench::attend_shares")(
@@ -26,14 +28,20 @@ def register() -> None:
     fake("panbench::attend_shares_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:5]))
     fake("panbench::take_rows")(lambda values, ids: values.new_empty(len(ids), values.shape[1]))
     fake("panbench::take_rows_backward")(lambda grad, ids, count: grad.new_empty(count, grad.shape[1]))
-    fake("panbench::mask_losses")(_mask_losses_fake)
-    fake("panbench::mask_losses_backward")(lambda channels, *_: channels.new_empty(channels.shape))
     fake("panbench::ssim")(lambda x, y: (x.new_empty(()), torch.empty_like(x)))
     fake("panbench::similarity")(lambda x, *_: (x.new_empty(()), torch.empty_like(x)))
     fake("panbench::depth_normals")(lambda depth, *_: depth.new_empty(*depth.shape, 3))
     fake("panbench::depth_normals_backward")(lambda depth, *_: torch.empty_like(depth))
     fake("panbench::normal_loss")(lambda n, _: (n.new_empty(()), n.new_empty((), dtype=torch.int64)))
     fake("panbench::normal_loss_backward")(lambda n, *_: (n.new_empty(n.shape), n.new_empty(n.shape)))
+    fake("panbench::warping_loss")(
+        lambda labels, depth, other, *_: (
+            labels.new_empty(()),
+            labels.new_empty(*depth.shape, other.shape[2]),
+            labels.new_empty((), dtype=torch.int64),
+        )
+    )
+    fake("panbench::warping_loss_backward")(lambda d, valid, channels, _: d.new_empty(*d.shape[:2], channels))
     fake("panbench::spherical_harmonics")(lambda dc, rest, means, camera, ids, degree: dc.new_empty(len(ids), 3))
     fake("panbench::spherical_harmonics_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
     grad = torch.library.register_autograd
@@ -42,11 +50,12 @@ def register() -> None:
     grad("panbench::attend", _attend_backward, setup_context=_attend_context)
     grad("panbench::attend_shares", _attend_shares_backward, setup_context=_attend_shares_context)
     grad("panbench::take_rows", _take_rows_backward, setup_context=_take_rows_context)
-    grad("panbench::mask_losses", _mask_losses_backward, setup_context=_mask_losses_context)
+    grad("panbench::label_sums", _label_sums_backward, setup_context=_label_sums_context)
     grad("panbench::ssim", _ssim_backward, setup_context=_ssim_context)
     grad("panbench::similarity", _similarity_backward, setup_context=_ssim_context)
     grad("panbench::depth_normals", _depth_normals_backward, setup_context=_depth_normals_context)
     grad("panbench::normal_loss", _normal_loss_backward, setup_context=_normal_loss_context)
+    grad("panbench::warping_loss", _warping_loss_backward, setup_context=_warping_loss_context)
     grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
 
 
@@ -67,10 +76,49 @@ def _bin_fake(geometry: Tensor, width: int, height: int, kind: int) -> tuple[Ten
 
 
 def _blend_fake(
-    geometry: Tensor, features: Tensor, offsets: Tensor, tile_ids: Tensor, width: int, height: int, *args: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    maps = [features.new_empty(height, width) for _ in range(3)]
-    return features.new_empty(height, width, features.shape[1]), maps[0], maps[1], maps[2]
+    geometry: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    tile_ids: Tensor,
+    semantic: Tensor | None,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    width: int,
+    height: int,
+    kind: int,
+    detached: bool,
+    near: float,
+    masks: int,
+    classes: int,
+    first_query: int,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    rows = masks, labels.shape[1] - first_query
+    if semantic is None:
+        rows = 0, 0
+    return (
+        *(t.new_empty(height, width, t.shape[1]) for t in (features, labels)),
+        *(features.new_empty(height, width) for _ in range(3)),
+        *_sums_fake(labels, *rows),
+    )
+
+
+def _label_sums_fake(
+    labels: Tensor,
+    semantic: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    masks: int,
+    classes: int,
+    first_query: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _sums_fake(labels, masks, labels.shape[-1] - first_query)
+
+
+def _sums_fake(labels: Tensor, masks: int, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    return labels.new_empty(()), labels.new_empty(2, queries), labels.new_empty(2, masks, queries)
 
 
 def _project_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -88,22 +136,27 @@ def _project_backward(ctx: Any, grad_ids: Tensor, grad_geometry: Tensor, grad_no
 
 
 def _blend_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:8], output[1])
+    ctx.numbers = inputs[8:]
+    ctx.set_materialize_grads(False)
+
+
+def _blend_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+    *inputs, label_image = ctx.saved_tensors
+    grads = torch.ops.panbench.blend_backward(
+        *inputs, *ctx.numbers, label_image, *(None if g is None else g.contiguous() for g in upstream)
+    )
+    return (*grads, *[None] * 15)
+
+
+def _label_sums_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.numbers = inputs[4:]
 
 
-def _blend_backward(
-    ctx: Any, grad_image: Tensor, grad_alpha: Tensor, grad_depth: Tensor, grad_median: Tensor
-) -> tuple[Any, ...]:
-    grads = torch.ops.panbench.blend_backward(
-        *ctx.saved_tensors,
-        *ctx.numbers,
-        grad_image.contiguous(),
-        grad_alpha.contiguous(),
-        grad_depth.contiguous(),
-        grad_median.contiguous(),
-    )
-    return (*grads, *[None] * 7)
+def _label_sums_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+    grad = torch.ops.panbench.label_sums_backward(*ctx.saved_tensors, *ctx.numbers, *(g.contiguous() for g in upstream))
+    return grad, *[None] * 8
 
 
 def _attend_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,26 +190,6 @@ def _take_rows_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return torch.ops.panbench.take_rows_backward(grad.contiguous(), *ctx.saved_tensors, ctx.count), None
 
 
-def _mask_losses_fake(
-    channels: Tensor, semantic: Tensor, pair: Tensor, columns: Tensor, *_: Any
-) -> tuple[Tensor, Tensor]:
-    return channels.new_empty(3), channels.new_empty(3 * len(columns) + 2, dtype=torch.float64)
-
-
-def _mask_losses_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:5], output[1])
-    ctx.epsilon = inputs[5]
-    ctx.mark_non_differentiable(output[1])
-
-
-def _mask_losses_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    *inputs, sums = ctx.saved_tensors
-    return (
-        torch.ops.panbench.mask_losses_backward(*inputs, ctx.epsilon, sums, grad.contiguous()),
-        *[None] * 5,
-    )
-
-
 def _ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
@@ -187,6 +220,17 @@ def _normal_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _normal_loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return torch.ops.panbench.normal_loss_backward(*ctx.saved_tensors, grad.contiguous())
+
+
+def _warping_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.channels = inputs[0].shape[2]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _warping_loss_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    directions, valid = ctx.saved_tensors
+    return torch.ops.panbench.warping_loss_backward(directions, valid, ctx.channels, grad.contiguous()), *[None] * 13
 
 
 def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

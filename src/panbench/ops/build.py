@@ -128,7 +128,7 @@ def _cpu_recipe() -> Recipe:
         tables = [("v3", "-march=x86-64-v3"), ("v4", "-march=x86-64-v4"), *tables]
     have = " ".join(f"-DPB_HAVE_{name.upper()}" for name, _ in tables if name != "portable")
     objects = [("ops.o", csrc / "ops.cpp", f"{_ABI} -isystem{torch_folder / 'include'}")]
-    for stem in ("project", "blend", "attend", "ssim", "normals", "mask_loss"):
+    for stem in ("project", "blend", "attend", "ssim", "normals", "label_sums", "warping"):
         objects.append((f"{stem}.o", csrc / "cpu" / f"{stem}.cpp", have))
     for name, flags in tables:
         defines = f'-DPB_TABLE=panbench_kernels_{name} -DPB_NAME=\\"{name}\\"'

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from panbench.ops import gsplat, reference
 from panbench.ops.backend import Backend, resolve
+from panbench.ops.label_sums import maps_of, numbers_of
 from panbench.ops.project import KIND_CODE, Kind
+from panbench.ops.reference import LabelSums, LabelTargets
 
 
 class Bins(NamedTuple):
@@ -29,16 +31,20 @@ class Blended(NamedTuple):
 
     Attributes:
         image: [H, W, C] = Σ w f over a background of zero, w = α T.
+        labels: [H, W, L], the same of the label channels.
         alpha: [H, W] = Σ w.
         depth: [H, W] = Σ w d, metres; divide by alpha for the expected depth. d is the depth of the centre
             (ellipsoids) or of the ray's hit (discs).
         median: [H, W], metres: d of the last Gaussian in front of which T > ½; 0 where there is none.
+        sums: of ``labels`` against the targets; None without targets.
     """
 
     image: Tensor
+    labels: Tensor
     alpha: Tensor
     depth: Tensor
     median: Tensor
+    sums: LabelSums | None
 
 
 def bin(geometry: Tensor, width: int, height: int, *, kind: Kind, backend: Backend | None = None) -> Bins:
@@ -65,26 +71,53 @@ def blend(
     *,
     kind: Kind,
     near: float,
-    detached: int = 0,
+    labels: Tensor | None = None,
+    detached: bool = False,
+    targets: LabelTargets | None = None,
     backend: Backend | None = None,
 ) -> Blended:
-    """Blend features front to back (eqs. 1, 6, 7).
+    """Blend features and labels front to back (eqs. 1, 6, 7), and sum up what the labels' losses need.
 
     α = min(0.99, opacity · G), skipped below 1/255; a pixel stops, exclusively, where T (1 − α) ≤ 1e-4.
 
+    Labels differ from features in that they may leave geometry alone, and in their sums: losses that are made of these
+    cost no further pass over the label image, and no image of gradients.
+
     Args:
         geometry: [M, 7 or 13] of :func:`panbench.ops.project`.
-        features: [M, C], C ≥ 1.
+        features: [M, C]. labels: [M, L]; None: L = 0. C + L ≥ 1.
         bins: of :func:`bin` for the same geometry and size.
-        detached: the last so many channels send no gradient into ``geometry``.
         near: discs hit in front of this depth are skipped, metres.
+        detached: labels send no gradient into ``geometry``.
+        targets: what the label image is compared with.
     """
     sizes = (width, height)
+    if labels is None:
+        labels = features.new_empty(len(features), 0)
     chosen = resolve(backend, geometry.device.type, rasterizing=True)
-    if chosen == "gsplat":
-        out = gsplat.blend(geometry, features, *bins, *sizes, kind=kind, detached=detached, near=near)
-    elif chosen == "reference":
-        out = reference.blend(geometry, features, *bins, *sizes, kind=kind, detached=detached, near=near)
-    else:
-        out = torch.ops.panbench.blend(geometry, features.contiguous(), *bins, *sizes, KIND_CODE[kind], detached, near)
-    return Blended(*out)
+    if chosen in ("reference", "gsplat"):
+        composed = gsplat.blend if chosen == "gsplat" else reference.blend
+        channels = [features.shape[1], labels.shape[1]]
+        image, alpha, depth, median = composed(
+            geometry,
+            torch.cat([features, labels], dim=1),
+            *bins,
+            *sizes,
+            kind=kind,
+            detached=channels[1] if detached else 0,
+            near=near,
+        )
+        image, label_image = image.split(channels, dim=-1)
+        sums = None if targets is None else reference.label_sums(label_image, targets)
+        return Blended(image, label_image, alpha, depth, median, sums)
+    settings = (*sizes, KIND_CODE[kind], detached, near)
+    image, label_image, alpha, depth, median, *sums = torch.ops.panbench.blend(
+        geometry,
+        features.contiguous(),
+        labels.contiguous(),
+        *bins,
+        *((None, None, None) if targets is None else maps_of(targets)),
+        *settings,
+        *((0, 0, labels.shape[1], False, 1e-4) if targets is None else numbers_of(targets)),
+    )
+    return Blended(image, label_image, alpha, depth, median, None if targets is None else LabelSums(*sums))

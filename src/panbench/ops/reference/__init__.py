@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from panbench.ops.reference.attention import attend
 from panbench.ops.reference.label_sums import LabelSums, LabelTargets, label_sums
-from panbench.ops.reference.mask_loss import mask_losses
 from panbench.ops.reference.normals import depth_normals, normal_loss
 from panbench.ops.reference.project import project
 from panbench.ops.reference.rasterize import bin, blend
 from panbench.ops.reference.spherical_harmonics import spherical_harmonics
 from panbench.ops.reference.ssim import ssim
+from panbench.ops.reference.warping import warp, warping_loss
 
 __all__ = [
     "LabelSums",
@@ -23,9 +23,10 @@ __all__ = [
     "blend",
     "depth_normals",
     "label_sums",
-    "mask_losses",
     "normal_loss",
     "project",
     "spherical_harmonics",
     "ssim",
+    "warp",
+    "warping_loss",
 ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panbench.losses.warping import warp, warping_loss
+from panbench.ops.reference.warping import warp, warping_loss
 from panbench.scene import Camera
 
 WIDTH, HEIGHT, FOCAL, DEPTH = 32, 24, 40.0, 2.0
