@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import time
 from pathlib import Path
 
@@ -23,6 +25,11 @@ def test_a_manifest_comes_back_equal(tmp_path: Path) -> None:
     manifest = _manifest(status="trained", cost={"fit_seconds": 3.5}, **environment())
     run.write_manifest(manifest)
     assert run.manifest() == manifest
+
+
+def test_a_manifest_does_not_name_the_hosts_kernel() -> None:
+    assert environment()["machine"]["system"] == f"{platform.system()} {platform.machine()}"
+    assert platform.release() not in json.dumps(environment()["machine"])
 
 
 def test_a_damaged_manifest_is_one_line_that_names_it(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def _memory_lines(results: Results) -> str:
         if m["bytes"] is not None and m["who"] in ("queries", "plain"):
             name = f"{'plain C++' if m['who'] == 'plain' else 'ours'}, C = {m['channels']}"
             series.setdefault(name, {})[m["visible"]] = max(m["bytes"] / 2**20, 1.0)
-    return chart.lines("Peak memory, MiB", "visible Gaussians", dict(sorted(series.items())), *_PANEL)
+    return chart.lines("Peak memory, MiB", "visible Gaussians", series, *_PANEL)
 
 
 def _place(r: CaseResult) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from benchmark.views import STAGES, Case
 from panbench.errors import UserError
 from panbench.training.files import write_text
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

@@ -32,6 +32,7 @@ from panbench.resources import find_config
 from panbench.training.checkpoint import AtomicCheckpointIO, SaveLast
 from panbench.training.files import write_text
 from panbench.training.finish import Finish, show_result
+from panbench.training.finite import WatchFinite
 from panbench.training.memory import keep_freed_memory
 from panbench.training.metrics_csv import MetricsCsv
 from panbench.training.progress import TrainingProgress
@@ -134,6 +135,7 @@ class PanbenchCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False, "prog": "panbench fit"},
+            trainer_defaults={"callbacks": [WatchFinite()]},
             run=False,
             args=self._argv,
         )
@@ -330,7 +332,7 @@ def _train(cli: PanbenchCLI, manifest: RunManifest) -> None:
     manifest.steps = cli.trainer.global_step
     manifest.cost["fit_seconds"] = cli.save_last.elapsed
     if backend.reason():
-        manifest.backend, manifest.backend_reason = backend.resolve(), backend.reason()
+        manifest.backend, manifest.backend_reason = backend.resolve(rasterizing=True), backend.reason()
 
 
 def _finish_of(cli: PanbenchCLI, manifest: RunManifest) -> Finish:

@@ -23,6 +23,7 @@ from panbench.gaussians.rotation import quats_with_normal
 from panbench.heads.base import LabelView, PanopticHead, StepContext
 from panbench.losses.photometric import psnr
 from panbench.scene import Camera, Frame, Scene
+from panbench.training.finite import check_loss
 from panbench.training.write_predictions import PredictedView
 
 CHECKPOINT_FORMAT = 1
@@ -280,6 +281,7 @@ class GaussianModule(L.LightningModule):
         if labels:
             head = self.head.losses(_label_view(view), batch, self.gaussians, self._context(batch, step))
             terms |= {name: self.label_weight * term for name, term in head.items()}
+        check_loss(terms, self.gaussians, step, batch.name)
         loss = torch.stack(list(terms.values())).sum()
 
         optimizer = cast(LightningOptimizer, self.optimizers())

@@ -1,8 +1,9 @@
 """Which back end runs the operators, decided once and said aloud.
 
 ``reference`` is pure torch: the specification, any dtype and device, slow. ``cpu`` is C++ and ``cuda`` is CUDA, both
-float32. ``auto`` takes the fastest one that works on the device where the tensors are and logs which and why; it never
-falls back in silence.
+float32. ``gsplat`` is that package's projection, tile lists and blending on a GPU, with the reference for all else; it
+is there to compare with. ``auto`` takes the fastest of the others that works on the device where the tensors are and
+logs which and why; it never falls back in silence.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Literal
 import torch
 
 from panbench.errors import UserError
-from panbench.ops import build
+from panbench.ops import build, gsplat
 from panbench.resources import asset
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["reference", "cpu", "cuda"]
-BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "cuda")
+Backend = Literal["reference", "cpu", "cuda", "gsplat"]
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu", "cuda", "gsplat")
+_DEVICES: dict[Backend, str] = {"cpu": "cpu", "cuda": "cuda", "gsplat": "cuda"}
+"""Where the tensors have to be; the reference takes them anywhere."""
 
 
 @dataclass
@@ -116,6 +119,8 @@ def _load(backend: Backend) -> str:
     if backend == "cuda":
         load_cuda()
         return "the CUDA operators are compiled and loaded"
+    if backend == "gsplat":
+        return f"gsplat {gsplat.load().__version__}"
     return "pure torch"
 
 
@@ -151,11 +156,12 @@ def choose(name: str | None = None, device: str = "cpu") -> Backend:
     return _state.chosen
 
 
-def resolve(backend: Backend | None = None, device: str | None = None) -> Backend:
+def resolve(backend: Backend | None = None, device: str | None = None, *, rasterizing: bool = False) -> Backend:
     """The back end of one call: the one given, else the process's choice (made now if none was made).
 
     Args:
         device: where the call's tensors are; None if that does not matter.
+        rasterizing: the call is one of those that gsplat has; for others its place is taken by the reference.
 
     Raises:
         UserError: a compiled back end that was asked for cannot work on that device, or not at all.
@@ -166,9 +172,9 @@ def resolve(backend: Backend | None = None, device: str | None = None) -> Backen
         backend = choose(device=device or "cpu")
     else:
         backend = _state.chosen
-    if device and backend != "reference" and backend != device:
+    if device and _DEVICES.get(backend, device) != device:
         raise UserError(f"the {backend} back end was asked for, but the tensors are on {device}; choose auto")
-    return backend
+    return "reference" if backend == "gsplat" and not rasterizing else backend
 
 
 def reason() -> str:
@@ -185,4 +191,8 @@ def describe() -> list[tuple[str, bool, str]]:
             out.append((name, True, f"compiled operators in {build.cache_folder() / 'ops'}"))
         except build.BuildError as error:
             out.append((name, False, str(error)))
+    try:
+        out.append(("gsplat", True, f"{_load('gsplat')}, only if asked for by name"))
+    except build.BuildError as error:
+        out.append(("gsplat", False, f"optional: {error}"))
     return out

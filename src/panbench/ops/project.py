@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from panbench.ops import reference
+from panbench.ops import gsplat, reference
 from panbench.ops.backend import Backend, resolve
 from panbench.scene import Camera
 
@@ -53,10 +53,10 @@ def project(
     """
     numbers = (camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height)
     pose = camera.world_to_camera.to(means.dtype)
-    if resolve(backend, means.device.type) == "reference":
-        out = reference.project(
-            means, quats, log_scales, opacity_logits, pose, *numbers, kind=kind, near=near, eps2d=eps2d
-        )
+    chosen = resolve(backend, means.device.type, rasterizing=True)
+    if chosen in ("reference", "gsplat"):
+        composed = gsplat.project if chosen == "gsplat" else reference.project
+        out = composed(means, quats, log_scales, opacity_logits, pose, *numbers, kind=kind, near=near, eps2d=eps2d)
     else:
         out = torch.ops.panbench.project(
             means, quats, log_scales, opacity_logits, pose.contiguous(), *numbers, KIND_CODE[kind], near, eps2d

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from panbench.ops import reference
+from panbench.ops import gsplat, reference
 from panbench.ops.backend import Backend, resolve
 from panbench.ops.label_sums import maps_of, numbers_of
 from panbench.ops.project import KIND_CODE, Kind
@@ -54,7 +54,10 @@ def bin(geometry: Tensor, width: int, height: int, *, kind: Kind, backend: Backe
         geometry: [M, 7 or 13] of :func:`panbench.ops.project`.
         width, height: image size in pixels.
     """
-    if resolve(backend, geometry.device.type) == "reference":
+    chosen = resolve(backend, geometry.device.type, rasterizing=True)
+    if chosen == "gsplat":
+        return Bins(*gsplat.bin(geometry, width, height, kind=kind))
+    if chosen == "reference":
         return Bins(*reference.bin(geometry, width, height, kind=kind))
     return Bins(*torch.ops.panbench.bin(geometry.detach(), width, height, KIND_CODE[kind]))
 
@@ -91,9 +94,11 @@ def blend(
     sizes = (width, height)
     if labels is None:
         labels = features.new_empty(len(features), 0)
-    if resolve(backend, geometry.device.type) == "reference":
+    chosen = resolve(backend, geometry.device.type, rasterizing=True)
+    if chosen in ("reference", "gsplat"):
+        composed = gsplat.blend if chosen == "gsplat" else reference.blend
         channels = [features.shape[1], labels.shape[1]]
-        image, alpha, depth, median = reference.blend(
+        image, alpha, depth, median = composed(
             geometry,
             torch.cat([features, labels], dim=1),
             *bins,

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from panbench.data.images import read_color
+from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.losses.photometric import psnr
 from panbench.methods.raw_masks import raw_masks
 from panbench.methods.voxel_vote import voxel_vote
@@ -29,6 +30,7 @@ from panbench.report.pictures import SheetRow, contact_sheet
 from panbench.report.summary import METRICS, Row, markdown_summary, print_summary
 from panbench.scene import PanopticMap, Scene
 from panbench.training.files import write_text
+from panbench.training.finite import spoilt
 from panbench.training.run_dir import RunDirectory, RunManifest
 from panbench.training.write_predictions import WritePredictions
 
@@ -90,6 +92,8 @@ class Finish:
         gaussians = getattr(model, "gaussians", None)
         if isinstance(gaussians, Sized):
             m.cost["gaussians"] = float(len(gaussians))
+        if isinstance(gaussians, GaussianSet):
+            m.cost["gaussians_not_finite"] = float(spoilt(gaussians).gaussians)
         m.cost["peak_memory_bytes"] = max(m.cost.get("peak_memory_bytes", 0.0), _peak_memory(model.device))
 
     def score(self, scene: Scene) -> list[Row]:
