@@ -1,6 +1,6 @@
 // Entry points of the CUDA back end. All pointers but `stream` are device memory, dense and row-major; the caller
-// allocates everything. A call puts work on the stream and returns 0, or an error code for pb_cuda_error. Where the size
-// of an output depends on data there are two calls: the first leaves the count on the device, the second fills.
+// allocates everything. A call puts work on the stream and returns 0, or an error code for pb_cuda_error. Where the
+// size of an output depends on data there are two calls: the first leaves the count on the device, the second fills.
 // The Python side reads this file: one declaration a function, plain C types only.
 #pragma once
 #include <cstdint>
@@ -41,17 +41,18 @@ int pb_cuda_bin_fill(const float* geometry, int64_t visible, int kind, int width
                      const int32_t* ends, int64_t pairs, int32_t* tile_offsets, int32_t* tile_ids, int32_t* keys,
                      void* scratch, int64_t scratch_bytes, void* stream);
 
-// image [H, W, C], label_image [H, W, L], alpha, depth and median [H, W]. tf32: multiply on tensor cores where the device
-// can and C + L > 8. bounds [M, 12]: working space. What labels are compared with is semantic, mask and weight [H, W], or
-// all three are null: sums [1 + 2 Q + 2 K Q], zero before, get entropy, presence and overlap, Q = L - first_query.
+// image [H, W, C], label_image [H, W, L], alpha, depth and median [H, W]. tf32: multiply on tensor cores where the
+// device can and C + L > 8. bounds [M, 12]: working space. What labels are compared with is semantic, mask and weight
+// [H, W], or all three are null: sums [1 + 2 Q + 2 K Q], zero before, get entropy, presence and overlap, Q = L -
+// first_query.
 int pb_cuda_blend(const float* geometry, const float* features, const float* labels, const int32_t* tile_offsets,
                   const int32_t* tile_ids, int64_t visible, int width, int height, int feature_count, int label_count,
                   int kind, float near_plane, int tf32, const int32_t* semantic, const int32_t* mask,
                   const float* weight, int masks, int classes, int first_query, int logits, float epsilon,
                   float* bounds, float* image, float* label_image, float* alpha, float* depth, float* median,
                   double* sums, void* stream);
-// Adds to grad_geometry [M, G], grad_features [M, C] and grad_labels [M, L]. Each of the upstream gradients, grad_image to
-// grad_overlap, may be null: nothing depends on it. detached: labels send no gradient into geometry.
+// Adds to grad_geometry [M, G], grad_features [M, C] and grad_labels [M, L]. Each of the upstream gradients, grad_image
+// to grad_overlap, may be null: nothing depends on it. detached: labels send no gradient into geometry.
 int pb_cuda_blend_backward(const float* geometry, const float* features, const float* labels,
                            const int32_t* tile_offsets, const int32_t* tile_ids, int64_t visible, int width, int height,
                            int feature_count, int label_count, int kind, int detached, float near_plane, int tf32,

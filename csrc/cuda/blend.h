@@ -1,6 +1,6 @@
 // What the forward and backward blending kernels share: a block of 256 threads works on one tile, a thread on one pixel
-// when weights are formed, and on a rectangle of outputs when they are multiplied. Channels are numbered through: labels
-// first, then features.
+// when weights are formed, and on a rectangle of outputs when they are multiplied. Channels are numbered through:
+// labels first, then features.
 #pragma once
 #include "../splat.h"
 #include "label_sums.h"
@@ -43,7 +43,8 @@ __device__ const float* geometry_row(const BlendInput& in, int32_t id) {
   return in.geometry + (int64_t)id * (kind == kDisc ? kDiscGeometry : kEllipsoidGeometry);
 }
 
-// Parameters [count, kParams] of the candidates first.. of a tile, and their bounds [count, kBounds], into shared memory.
+// Parameters [count, kParams] of the candidates first.. of a tile, and their bounds [count, kBounds], into shared
+// memory.
 template <int kind>
 __device__ void load_candidates(const BlendInput& in, int first, int count, const TilePixel& pixel, float* params,
                                 float* bounds) {

@@ -1,7 +1,8 @@
-// Blending, backward. A first sweep front to back finds where each pixel stops; the second goes back to front in batches
-// of hits: weights W [hits, pixels] again, dF = W dOut, the signal s = F dOut^T of the attached channels, and from both the
-// gradients that each pixel sends into the geometry of each hit, summed over the pixels as a handful of moments. dOut of
-// a tile is formed once, in shared memory, where the device has room for all of its channels; else a window at a time.
+// Blending, backward. A first sweep front to back finds where each pixel stops; the second goes back to front in
+// batches of hits: weights W [hits, pixels] again, dF = W dOut, the signal s = F dOut^T of the attached channels, and
+// from both the gradients that each pixel sends into the geometry of each hit, summed over the pixels as a handful of
+// moments. dOut of a tile is formed once, in shared memory, where the device has room for all of its channels; else a
+// window at a time.
 #include "api.h"
 #include "blend.h"
 
@@ -11,8 +12,8 @@ namespace {
 constexpr int kBatch = 16;
 constexpr int kGroup = 16;                    // channels that a warp multiplies
 constexpr int kParts = kTilePixels / kBatch;  // threads that share a hit's moments
-// Floats between the weights of two hits, between the channels of two pixels beyond those channels, and of two pixels if
-// they are few: rows next to each other lie in different banks.
+// Floats between the weights of two hits, between the channels of two pixels beyond those channels, and of two pixels
+// if they are few: rows next to each other lie in different banks.
 constexpr int kPixelRow = kTilePixels + 4;
 constexpr int kPad = 4;
 constexpr int kSmallRow = kSmallChannels + 1;

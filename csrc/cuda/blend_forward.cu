@@ -1,5 +1,5 @@
-// Blending, forward: the weights W [hits, pixels] of a batch of hits are formed once in shared memory, and every channel
-// of every kind is then Out = W^T F.
+// Blending, forward: the weights W [hits, pixels] of a batch of hits are formed once in shared memory, and every
+// channel of every kind is then Out = W^T F.
 #include "api.h"
 #include "blend.h"
 

@@ -75,8 +75,8 @@ __device__ inline float label_gradient(const LabelTargets& t, const LabelUpstrea
   return gradient;
 }
 
-// Sums of one query, of which the lane sees one after another the pixels of a tile: those of each mask in a row, so that
-// a mask costs one addition to memory.
+// Sums of one query, of which the lane sees one after another the pixels of a tile: those of each mask in a row, so
+// that a mask costs one addition to memory.
 class QuerySums {
   double presence_ = 0.0, outside_ = 0.0, inside_mask_ = 0.0, ratio_ = 0.0;
   int mask_ = -1;

@@ -67,7 +67,7 @@ def looking(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def look(library: ctypes.CDLL, case: Case, kind: Kind) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Whether each warp looks at each of the first Gaussians, and whether it blends them; which of these have bounds."""
+    """Whether each warp looks at each of the first Gaussians and whether it blends them; which of these have bounds."""
     geometry = ops.project(*case.parameters, case.camera, kind=kind, near=NEAR, backend="cpu").geometry[:32]
     count = len(geometry)
     ids, bounds = torch.arange(count, dtype=torch.int32), torch.empty(count, 12)

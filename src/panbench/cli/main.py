@@ -69,9 +69,10 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the ``panbench`` script."""
-    # Before torch starts its threads: those that wait must not keep a core busy that another program could use. Where
-    # something else runs, a training step takes several times as long otherwise.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch starts its threads: those that wait for the others may keep a core busy for some microseconds, not for
+    # a millisecond as is usual, which another program on that core would pay for with most of its time, and this one too.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.exit(run(sys.argv[1:]))
 
 
