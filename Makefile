@@ -11,14 +11,13 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
-# Waiting OpenMP threads that spin slow two processes on two cores down 10 to 100 times.
-export OMP_WAIT_POLICY ?= passive
-
 .PHONY: demo test lint types setup setup-dev clean
 
 demo: setup
 	$(BIN)/panbench fit --config configs/ligs_scannet.yaml $(ARGS)
 
+# Waiting OpenMP threads that spin slow two processes on two cores down 10 to 100 times.
+test: export OMP_WAIT_POLICY ?= passive
 test: setup-dev
 	$(BIN)/python -m pytest $(ARGS)
 

@@ -153,6 +153,7 @@ def _ceilings(results: Results) -> str:
                 f"{r.work['visible'] / 1e3:.1f}k",
                 f"{r.work['contributions'] / 1e6:.2f} M" if roof else "–",
                 f"{r.work['contributions'] / pixels:.1f}" if roof else "–",
+                f"{r.work['lane_use']:.2f}" if roof else "–",
                 *([f"{100 * share:.0f} %" for share in roof] if roof else ["–", "–"]),
                 products.get(r.case.key, "–"),
                 spread(r.ratio("both 1 thread", "both"), 2),
@@ -162,14 +163,15 @@ def _ceilings(results: Results) -> str:
         )
     note = (
         "Contributions are (pixel, Gaussian) pairs that are blended: alpha ≥ 1/255, and more than 1e-4 of the light "
-        "left. Roofline: the floor of blending (30 + 2 C operations forward and 62 + 4 C backward per contribution at "
-        "the measured FMA peak, or each array moved once at the measured bandwidth, whichever is longer) over its "
-        "time; no allowance for pixels of a SIMD register that a Gaussian misses. Channel products: 6 operations for a "
-        "channel of a contribution, over the time that both ways take beyond the same case at C = 32, in that peak. "
+        "left. A SIMD register holds a block of 4 × 4 pixels; lane use is the share of them that a Gaussian contributes "
+        "to if it contributes to any, and what it leaves counts as work. Roofline: the floor of blending (30 + 2 C "
+        "operations forward and 62 + 4 C backward per pixel of such a block at the measured FMA peak, or each array "
+        "moved once at the measured bandwidth, whichever is longer) over its time. Channel products: 6 operations for "
+        "a channel of such a pixel, over the time that both ways take beyond the same case at C = 32, in that peak. "
         "Last columns: time on one thread, "
         "with AVX2 and without either (`PANBENCH_ISA`), in that of two threads with all this machine has."
     )
-    head = ["case", "visible", "contributions", "per pixel", "roofline forward", "backward", "channel products"]
+    head = ["case", "visible", "contributions", "per pixel", "lane use", "roofline forward", "backward", "channel products"]
     return f"### Ceilings\n\n{note}\n\n" + table([*head, "one thread", "AVX2", "portable"], rows)
 
 

@@ -13,7 +13,7 @@ from benchmark.views import STAGES, Case
 from panbench.errors import UserError
 from panbench.training.files import write_text
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -58,8 +58,9 @@ class CaseResult:
     def roofline(self, threads: int) -> tuple[float, float] | None:
         """Shares of the roofline that blending reaches, forward and backward; None if contributions are not known.
 
-        The floor is the longer of two times: 30 + 2 C operations forward and 62 + 4 C backward for each contribution at
-        the measured peak, and every array read or written once at the measured bandwidth.
+        The floor is the longer of two times: 30 + 2 C operations forward and 62 + 4 C backward for each pixel of a
+        block of 4 × 4 that a Gaussian contributes to, at the measured peak, and every array read or written once at the
+        measured bandwidth.
         """
         if not self.work["contributions"]:
             return None
@@ -70,18 +71,22 @@ class CaseResult:
             self._floor((62 + 4 * c), pixels * (c + 3) + 2 * rows, threads) / self.median("stage blend_backward"),
         )
 
+    def _lanes(self) -> float:
+        """Pixels of all blocks of 4 × 4, one SIMD register each, that some Gaussian contributes to, once for each."""
+        return self.work["contributions"] / self.work["lane_use"]
+
     def _floor(self, operations: float, numbers: float, threads: int) -> float:
         """ms that the operations per contribution, or moving so many float32, takes at least."""
-        compute = operations * self.work["contributions"] / self.peak(threads)
+        compute = operations * self._lanes() / self.peak(threads)
         return 1e3 * max(compute, 4 * numbers / self.median("peak copy"))
 
     def channel_share(self, other: CaseResult, threads: int) -> float:
         """Share of the measured FMA peak that the channel products reach: the slope of blending's time in C.
 
-        2 operations forward and 4 backward for each channel of a contribution that this case has beyond ``other``,
-        over the time that it takes beyond it.
+        2 operations forward and 4 backward for each channel that this case has beyond ``other`` and each pixel of the
+        blocks that a Gaussian contributes to, over the time that it takes beyond it.
         """
-        operations = 6.0 * (self.case.channels - other.case.channels) * self.work["contributions"]
+        operations = 6.0 * (self.case.channels - other.case.channels) * self._lanes()
         blending = [r.median("stage blend") + r.median("stage blend_backward") for r in (self, other)]
         return operations / self.peak(threads) * 1e3 / (blending[0] - blending[1])
 

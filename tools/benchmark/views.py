@@ -118,8 +118,12 @@ class Views:
         }
 
     def work(self) -> dict[str, float]:
-        """Means over the views: visible Gaussians, (tile, Gaussian) pairs, contributions (of discs: 0, not counted)."""
-        visible, pairs, blended = 0, 0, 0
+        """Means over the views: visible Gaussians, (tile, Gaussian) pairs, contributions (of discs: 0, not counted).
+
+        ``lane_use`` is the share of the pixels of a block of 4 × 4, one SIMD register, that a Gaussian contributes to
+        if it contributes to any.
+        """
+        visible, pairs, blended, blocks = 0, 0, 0, 0
         for camera in self.cameras:
             means, quats, log_scales, logits = self.geometry
             projected = ops.project(means, quats, log_scales, logits, camera, kind=self.case.kind, near=NEAR)
@@ -127,9 +131,15 @@ class Views:
             visible += len(projected.ids)
             pairs += len(bins.tile_ids)
             if self.case.kind == "ellipsoid":
-                blended += contributions(self.geometry, camera, NEAR)
+                found = contributions(self.geometry, camera, NEAR)
+                blended, blocks = blended + found[0], blocks + found[1]
         views = len(self.cameras)
-        return {"visible": visible / views, "tile_pairs": pairs / views, "contributions": blended / views}
+        return {
+            "visible": visible / views,
+            "tile_pairs": pairs / views,
+            "contributions": blended / views,
+            "lane_use": blended / max(16 * blocks, 1),
+        }
 
 
 class QueryView:

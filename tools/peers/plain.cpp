@@ -326,6 +326,25 @@ int64_t plain_forward(void* state, int64_t count, const float* means, const floa
   return hits;
 }
 
+// Pairs of a Gaussian and a block of 4 x 4 pixels of the last view in which it was blended in some pixel.
+int64_t plain_blocks(const void* state) {
+  const State& st = *static_cast<const State*>(state);
+  int64_t pairs = 0;
+  std::vector<int> seen;
+  for (int y0 = 0; y0 < st.camera.height; y0 += 4)
+    for (int x0 = 0; x0 < st.camera.width; x0 += 4) {
+      seen.clear();
+      for (int y = y0; y < std::min(y0 + 4, st.camera.height); ++y)
+        for (int x = x0; x < std::min(x0 + 4, st.camera.width); ++x) {
+          const std::vector<int>& hits = st.hits[(int64_t)y * st.camera.width + x];
+          seen.insert(seen.end(), hits.begin(), hits.end());
+        }
+      std::sort(seen.begin(), seen.end());
+      pairs += std::unique(seen.begin(), seen.end()) - seen.begin();
+    }
+  return pairs;
+}
+
 int64_t plain_visible(const void* state) { return (int64_t)static_cast<const State*>(state)->splats.size(); }
 
 // Gradients of the last view: [N, .] of the geometry, and [M, C] of the features of the visible ones, whose ids it gives.

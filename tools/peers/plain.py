@@ -41,7 +41,8 @@ class PlainRasterizer:
         """
         self._library = native.load("plain", native.STRONG_FLAGS if threaded else native.COMMON_FLAGS)
         self._library.plain_open.restype = ctypes.c_void_p
-        self._library.plain_forward.restype = self._library.plain_visible.restype = ctypes.c_int64
+        for function in ("plain_forward", "plain_visible", "plain_blocks"):
+            getattr(self._library, function).restype = ctypes.c_int64
         self._geometry = tuple(t.contiguous() for t in geometry)
         self._features = features.contiguous()
         self._near, self._low_pass = near, low_pass
@@ -68,6 +69,10 @@ class PlainRasterizer:
         )
         return image, int(hits)
 
+    def blocks(self) -> int:
+        """Pairs of a Gaussian and a block of 4 × 4 pixels in which the last view blended it."""
+        return int(self._library.plain_blocks(self._state))
+
     def backward(self, grad_image: Tensor) -> Gradients:
         """Gradients of the view that ``forward`` rendered last, given that of its image [H, W, C]."""
         visible = self._library.plain_visible(self._state)
@@ -79,9 +84,14 @@ class PlainRasterizer:
         return Gradients(grads, ids, features)
 
 
-def contributions(geometry: tuple[Tensor, ...], camera: Camera, near: float) -> int:
-    """How many (pixel, Gaussian) pairs a view blends: alpha ≥ 1/255, and more than 1e-4 of the light is left behind."""
-    return PlainRasterizer(geometry, torch.zeros(len(geometry[0]), 1), near, threaded=True).forward(camera)[1]
+def contributions(geometry: tuple[Tensor, ...], camera: Camera, near: float) -> tuple[int, int]:
+    """How many (pixel, Gaussian) pairs a view blends: alpha ≥ 1/255, and more than 1e-4 of the light is left behind.
+
+    Returns:
+        these, and the pairs of a block of 4 × 4 pixels and a Gaussian that they lie in.
+    """
+    rasterizer = PlainRasterizer(geometry, torch.zeros(len(geometry[0]), 1), near, threaded=True)
+    return rasterizer.forward(camera)[1], rasterizer.blocks()
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
