@@ -69,8 +69,8 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the ``panbench`` script."""
-    # Before torch starts its threads: those that wait for the others may keep a core busy for some microseconds, not for
-    # a millisecond as is usual, which another program on that core would pay for with most of its time, and this one too.
+    # Before torch starts its threads: those that wait for others may keep a core busy for some microseconds. The usual
+    # millisecond costs another program on that core most of its time, and this one too.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.exit(run(sys.argv[1:]))
