@@ -164,12 +164,12 @@ def _ceilings(results: Results) -> str:
     note = (
         "Contributions are (pixel, Gaussian) pairs that are blended: alpha ≥ 1/255, and more than 1e-4 of the light "
         "left. A SIMD register holds a block of 4 × 4 pixels; lane use is the share of them that a Gaussian "
-        "contributes to if it contributes to any, and what it leaves counts as work. Roofline: the floor of blending "
-        "(30 + 2 C operations forward and 62 + 4 C backward per pixel of such a block at the measured FMA peak, or each "
-        "array moved once at the measured bandwidth, whichever is longer) over its time. Channel products: 6 operations for "
-        "a channel of such a pixel, over the time that both ways take beyond the same case at C = 32, in that peak. "
-        "Last columns: time on one thread, "
-        "with AVX2 and without either (`PANBENCH_ISA`), in that of two threads with all this machine has."
+        "contributes to if it contributes to any, and what it leaves counts as work. Roofline: the floor of "
+        "blending (30 + 2 C operations forward and 62 + 4 C backward per pixel of such a block at the measured FMA "
+        "peak, or each array moved once at the measured bandwidth, whichever is longer) over its time. Channel "
+        "products: 6 operations for a channel of such a pixel, over the time that both ways take beyond the same "
+        "case at C = 32, in that peak. Last columns: time on one thread, with AVX2 and without either "
+        "(`PANBENCH_ISA`), in that of two threads with all this machine has."
     )
     head = ["case", "visible", "contributions", "per pixel", "lane use", "roofline forward", "backward"]
     return f"### Ceilings\n\n{note}\n\n" + table([*head, "channel products", "one thread", "AVX2", "portable"], rows)
