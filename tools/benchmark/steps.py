@@ -11,7 +11,7 @@ from unittest import mock
 
 import lightning as L
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from benchmark.machine import Clock
 from benchmark.timing import Sample
@@ -47,6 +47,7 @@ _OPERATORS = {
     "panbench::spherical_harmonics": "colour (spherical harmonics)",
     "panbench::spherical_harmonics_backward": "colour (spherical harmonics)",
 }
+_WARM_UP = 8  # steps; a multiple of 4
 _BACKWARD = "autograd::engine::evaluate_function: "
 
 
@@ -93,10 +94,18 @@ class Pace(L.Callback):
             self.facts = _facts(cast(GaussianModule, pl_module), batch)
         if done == timed:
             self._told(f"profiling {self._profiled} steps")
-            self._profile = profile(activities=[ProfilerActivity.CPU], acc_events=True)
+            # The first steps under a new profiler take several times as long.
+            plan = schedule(wait=0, warmup=_WARM_UP, active=self._profiled, repeat=1)
+            self._profile = profile(activities=[ProfilerActivity.CPU], schedule=plan, acc_events=True)
             self._profile.__enter__()
+            return
+        if self._profile is None:
+            return
+        if done == timed + _WARM_UP:
             self._started = time.perf_counter()
-        if done == timed + self._profiled:
+        if done < timed + _WARM_UP + self._profiled:
+            self._profile.step()
+        else:
             wall = (time.perf_counter() - self._started) * 1e3
             self._profile.__exit__(None, None, None)
             self.parts = {k: v / self._profiled for k, v in parts_of(self._profile.events(), wall).items()}
