@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from benchmark.workload import CAMERAS, NEAR, cameras, furnished_room
 from panbench import ops
 from panbench.errors import UserError
 from panbench.ops.backend import load_cpu
+from panbench.threads import brief_waits
 from panbench.training.files import write_text
 from panbench.training.memory import keep_freed_memory
 from peers.opensplat import commit
@@ -287,4 +289,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if brief_waits():  # as `panbench` does; torch, imported above, has read the environment
+        os.execv(sys.executable, sys.orig_argv)
     sys.exit(main())

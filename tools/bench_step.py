@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from panbench.cli.console import quieten_lightning
 from panbench.cli.train import PanbenchCLI
 from panbench.errors import Interrupted, UserError
 from panbench.resources import find_config
+from panbench.threads import brief_waits
 from panbench.training.files import write_text
 from panbench.training.memory import keep_freed_memory
 
@@ -143,4 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if brief_waits():  # as `panbench` does; torch, imported above, has read the environment
+        os.execv(sys.executable, sys.orig_argv)
     sys.exit(main())

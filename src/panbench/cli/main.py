@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from panbench import __version__
 from panbench.cli.errors import explained
 from panbench.cli.train_help import short_help
 from panbench.errors import UserError
+from panbench.threads import brief_waits
 
 # verb: (module with ``main(argv) -> exit status``, what it does). The four Lightning verbs share one module, which
 # gets the verb as its first argument.
@@ -69,10 +69,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the ``panbench`` script."""
-    # Before torch starts its threads: those that wait for others may keep a core busy for some microseconds. The usual
-    # millisecond costs another program on that core most of its time, and this one too.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    brief_waits()  # before torch is imported
     sys.exit(run(sys.argv[1:]))
 
 
