@@ -14,6 +14,7 @@ from panbench.errors import UserError
 
 if TYPE_CHECKING:
     from panbench.protocol import SceneResult
+    from panbench.protocol.results import Origin
     from panbench.scene import Scene
 
 _SIDE_BY_SIDE = {
@@ -95,7 +96,7 @@ def _count(found: _Found, truth: Path, split: Path | None, protocol: str | None)
         raise UserError(
             f"{found.predictions}: holds predictions of {manifest.scene}, {truth} is {scene.name}: give the right scene"
         )
-    cost, quality = _kept(found.result)
+    cost, quality, origin = _kept(found.result)
     result = score(
         predictions,
         SceneTruth(scene),
@@ -106,6 +107,7 @@ def _count(found: _Found, truth: Path, split: Path | None, protocol: str | None)
         synthetic=manifest.synthetic or scene.synthetic,
         cost=cost,
         provenance={"truth_hash": scene.data_hash},
+        origin=origin,
     )
     result.metrics.update(quality)
     return result
@@ -118,15 +120,15 @@ def _recount(path: Path, protocol: str | None) -> SceneResult:
     return rescore(old, Protocol.load(protocol or old.protocol))
 
 
-def _kept(path: Path | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Costs and image quality of an earlier result of the run; counting labels again does not change them."""
+def _kept(path: Path | None) -> tuple[dict[str, float], dict[str, float], Origin | None]:
+    """Costs, image quality and origin of an earlier result of the run; counting labels again does not change them."""
     if path is None:
-        return {}, {}
+        return {}, {}, None
     from panbench.protocol import SceneResult
     from panbench.protocol.score import LABEL_METRICS
 
     old = SceneResult.load(path)
-    return old.cost, {k: v for k, v in old.metrics.items() if k not in LABEL_METRICS}
+    return old.cost, {k: v for k, v in old.metrics.items() if k not in LABEL_METRICS}, old.origin
 
 
 def _open_truth(folder: Path, split: Path | None) -> Scene:

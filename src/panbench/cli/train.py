@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import signal
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ _TRACKED_TRAINER = (
 )
 # Where the data lies and how much of it is cached decides nothing; its hashes are tracked instead.
 _UNTRACKED_DATA = ("root", "split_file", "label_space", "cache_mb")
+# Which scene, which masks, in which order: all other settings are those of the method.
+_SCENE_DATA = ("scene", "room_size", "room_seed", "masks", "order_seed")
 
 
 @dataclass
@@ -82,6 +85,7 @@ class RunOptions:
         method: name of the method in folders and tables; null makes it from the model's and the head's class.
         protocols: protocols to score the test frames under, the main one first; null: the dataset's published one and
             panoptic-strict@1.
+        receipt: JSON file that is told the run's folder, for the program that started it; null: none.
         finish: score, draw and show the test frames after training.
         wandb: Weights & Biases.
     """
@@ -89,6 +93,7 @@ class RunOptions:
     root: str = "runs"
     method: str | None = None
     protocols: list[str] | None = None
+    receipt: str | None = None
     finish: bool = True
     wandb: WandbOptions = field(default_factory=WandbOptions)
 
@@ -198,6 +203,8 @@ class PanbenchCLI(LightningCLI):
             "trainer": {key: config["trainer"].get(key) for key in _TRACKED_TRAINER},
             "seed": config["seed_everything"],
         }
+        method_data = {key: value for key, value in tracked["data"].items() if key not in ("class_path", *_SCENE_DATA)}
+        settings = {"model": tracked["model"], "data": method_data, "trainer": tracked["trainer"]}
         facts: dict[str, Any] = {"dataset": "none", "scene": "none"}
         if scene is not None:
             names = [[scene.source.name(i) for i in indices] for indices in (scene.train, scene.test)]
@@ -215,6 +222,7 @@ class PanbenchCLI(LightningCLI):
             seed=config["seed_everything"],
             tracked=tracked,
             hash=tracked_hash(tracked),
+            settings_hash=tracked_hash(settings),
         )
 
     def _loggers(self, options: RunOptions, configured: object) -> list[Logger]:
@@ -274,6 +282,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _fit(cli: PanbenchCLI) -> int:
     run = cli.run_dir
     run.create()
+    if cli.options.receipt is not None:
+        write_text(Path(cli.options.receipt), json.dumps({"run": str(run.path.resolve())}) + "\n")
     with run.locked():
         if cli.config.fresh:
             run.clear()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -19,7 +20,7 @@ from panbench.metrics.functional.counts import COLUMNS
 from panbench.scene import LabelSpace
 from panbench.training.files import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _nan_for_null(value: object) -> object:
@@ -101,6 +102,59 @@ class InstanceResult(BaseModel):
     verdict: Literal["found", "wrong class", "missed", "split", "merged", "poor"]
 
 
+class Origin(BaseModel):
+    """Where a result came from.
+
+    Attributes:
+        trust: ``verified``: panbench ran the method itself; ``submitted``: somebody's predictions, scored here.
+        created: UTC time of scoring, ISO 8601.
+        run: the run directory, "" without one. It may be gone, or on another machine.
+        command: command line that makes the result.
+        settings_hash: over everything that decides a result but scene, mask set and seed: results of one method that
+            differ in it are two methods.
+        masks, mask_hash: name of the pseudo-mask set and sha256 over it; "" where unknown.
+        data_hash: of the scene's files.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    trust: Literal["verified", "submitted"] = "submitted"
+    created: str = ""
+    run: str = ""
+    command: list[str] = Field(default_factory=list)
+    settings_hash: str = ""
+    masks: str = ""
+    mask_hash: str = ""
+    data_hash: str = ""
+
+
+class BenchCell(BaseModel):
+    """Which cell of which plan a result is (:mod:`panbench.bench.plan`).
+
+    Attributes:
+        plan: name of the plan.
+        cell: key of the cell.
+        method, scene: their names in the plan.
+        base, head: names of base and head, where the plan crosses them.
+        variant: name of the plan's study point, "" outside of studies.
+        axis, x: what the study varies, and its value there: a number, or a label in the order of the plan.
+        order: position of the study point.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan: str
+    cell: str
+    method: str
+    scene: str
+    base: str = ""
+    head: str = ""
+    variant: str = ""
+    axis: str = ""
+    x: float | str | None = None
+    order: int = 0
+
+
 class SceneResult(BaseModel):
     """Everything known about one method on one scene; the unit of tables and of comparison.
 
@@ -119,11 +173,13 @@ class SceneResult(BaseModel):
         per_class, instances: the same in detail.
         cost: seconds, bytes, counts by name ("fit_seconds", "peak_memory_bytes", "gaussians", …).
         provenance: hashes of data and masks, versions, back end, ….
+        origin: who made it, from what.
+        bench: its place in a plan, if it was run by one.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     protocol: str
     protocol_hash: str
     dataset: str
@@ -145,6 +201,8 @@ class SceneResult(BaseModel):
     instances: list[InstanceResult]
     cost: dict[str, float] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
+    origin: Origin = Field(default_factory=Origin)
+    bench: BenchCell | None = None
     counts: StoredCounts
 
     def space(self) -> LabelSpace:
@@ -159,20 +217,52 @@ class SceneResult(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> SceneResult:
-        """Read a result.
+        """Read a result of this or an earlier schema.
 
         Raises:
-            UserError: if the file is missing or no result of this schema.
+            UserError: if the file is missing or no result.
         """
         path = Path(path)
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.parse(path.read_bytes())
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}): score the predictions again") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: is no JSON ({error.msg}): score the predictions again") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "file"
             raise UserError(f"{path}: {where}: {first['msg']}: score the predictions again") from error
+
+    @classmethod
+    def parse(cls, text: bytes) -> SceneResult:
+        """A result from JSON of this or an earlier schema.
+
+        Raises:
+            json.JSONDecodeError: if it is no JSON.
+            ValidationError: if it is no result, or one of a later schema.
+        """
+        try:
+            record: object = json.loads(text)
+        except UnicodeDecodeError as error:
+            raise json.JSONDecodeError("not UTF-8", "", 0) from error
+        if isinstance(record, dict) and record.get("schema_version") == 1:
+            record = _from_schema_1(cast("dict[str, Any]", record))
+        return cls.model_validate(record)
+
+
+def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 says of every result where it came from; what schema 1 knew of that was in ``provenance``."""
+    provenance = record.get("provenance") or {}
+    data = ((record.get("config") or {}).get("data") or {}).get("init_args") or {}
+    origin = {
+        # Only predictions that panbench made say from which files.
+        "trust": "verified" if "data_hash" in provenance else "submitted",
+        "masks": str(data.get("masks") or ""),
+        "mask_hash": provenance.get("mask_hash", ""),
+        "data_hash": provenance.get("data_hash", ""),
+    }
+    return {**record, "schema_version": SCHEMA_VERSION, "origin": origin}
 
 
 def split_hash(frames: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from panbench.metrics.functional import (
 )
 from panbench.protocol.predictions import PredictionSet, check_classes
 from panbench.protocol.protocol import Protocol
-from panbench.protocol.results import ClassResult, InstanceResult, SceneResult, StoredCounts, split_hash
+from panbench.protocol.results import ClassResult, InstanceResult, Origin, SceneResult, StoredCounts, split_hash
 from panbench.scene import LabelSpace, PanopticMap, Scene
 
 Truth = Mapping[str, PanopticMap] | Callable[[str], PanopticMap]
@@ -79,6 +80,7 @@ def score(
     synthetic: bool | None = None,
     cost: Mapping[str, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> SceneResult:
     """Score a predictions folder.
 
@@ -91,6 +93,8 @@ def score(
         dataset, scene, synthetic: where the manifest does not say, or is to be overruled.
         cost: cost columns of the result.
         provenance: added to the manifest's.
+        origin: who made the predictions; None: a submission, with what its manifest says of masks and data. Hashes and
+            the time are filled in where they are empty.
 
     Raises:
         UserError: if frames are missing, sizes do not fit, or the label spaces differ.
@@ -135,6 +139,7 @@ def score(
             "split_hash": split_hash(names),
             "cost": dict(cost or {}),
             "provenance": {**manifest.provenance, **(provenance or {}), "scored_by": f"panbench {__version__}"},
+            "origin": _complete(origin or Origin(), manifest.provenance),
         },
     )
 
@@ -153,7 +158,7 @@ def rescore(result: SceneResult, protocol: Protocol) -> SceneResult:
             f"{_by(result.image_size)}: score the predictions folder with --truth"
         )
     fields = {"dataset", "scene", "synthetic", "method", "seed", "labels", "commit", "config", "source_size"}
-    fields |= {"image_size", "frames", "split_hash", "cost", "provenance"}
+    fields |= {"image_size", "frames", "split_hash", "cost", "provenance", "origin", "bench"}
     try:
         counts = result.counts.unpack()
     except ValueError as error:
@@ -162,6 +167,12 @@ def rescore(result: SceneResult, protocol: Protocol) -> SceneResult:
     # Scores that do not come from labels (image quality) stay as they are.
     new.metrics = {**{k: v for k, v in result.metrics.items() if k not in LABEL_METRICS}, **new.metrics}
     return new
+
+
+def _complete(origin: Origin, provenance: Mapping[str, Any]) -> Origin:
+    found = {key: getattr(origin, key) or str(provenance.get(key) or "") for key in ("masks", "mask_hash", "data_hash")}
+    created = origin.created or datetime.now(UTC).isoformat(timespec="seconds")
+    return origin.model_copy(update={**found, "created": created})
 
 
 def metrics_of(counts: PairCounts, labels: LabelSpace, protocol: Protocol) -> dict[str, float]:

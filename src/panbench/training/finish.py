@@ -24,7 +24,7 @@ from panbench.methods.voxel_vote import voxel_vote
 from panbench.ops import ssim
 from panbench.protocol.predictions import PredictionSet
 from panbench.protocol.protocol import Protocol
-from panbench.protocol.results import SceneResult
+from panbench.protocol.results import Origin, SceneResult
 from panbench.protocol.score import STRICT, paper_protocol, score
 from panbench.report.pictures import SheetRow, contact_sheet
 from panbench.report.summary import METRICS, Row, markdown_summary, print_summary
@@ -158,11 +158,25 @@ class Finish:
         quality: Mapping[str, float],
     ) -> dict[str, SceneResult]:
         predictions = PredictionSet.open(folder)
+        m = self._manifest
+        own = name == m.method
+        origin = Origin(
+            trust="verified",
+            run=str(self._run.path.resolve()),
+            command=["panbench", *m.commands[0][1:]] if m.commands else [],
+            # The training-free rows have no settings but their own.
+            settings_hash=m.settings_hash if own else "",
+            masks=str((self._config["data"].get("init_args") or {}).get("masks") or ""),
+            mask_hash=scene.mask_hash,
+            data_hash=scene.data_hash,
+        )
         out: dict[str, SceneResult] = {}
         for i, protocol in enumerate(self._protocols):
-            result = score(predictions, truth, scene.labels, protocol, synthetic=scene.synthetic, cost=cost)
+            result = score(
+                predictions, truth, scene.labels, protocol, synthetic=scene.synthetic, cost=cost, origin=origin
+            )
             result.metrics.update(quality)
-            result.save(_result_path(self._run, None if name == self._manifest.method else name, i, protocol.id))
+            result.save(_result_path(self._run, None if own else name, i, protocol.id))
             out[protocol.id] = result
         return out
 
