@@ -1,0 +1,1 @@
+"""Comparative runs: a plan, its cells, and the engines that run them."""
