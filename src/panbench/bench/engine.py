@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -121,7 +121,7 @@ def run_task(task: Task, stop: Stop | None = None) -> Outcome:
     Raises:
         OSError: if the log or the lock cannot be written. A command that cannot be started is an outcome (status 127).
     """
-    stop = stop or Stop()
+    stop = Stop() if stop is None else stop
     task.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     status, error = 0, ""
@@ -173,10 +173,8 @@ def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it ended by itself
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass  # it ended by itself
 
 
 @contextmanager
