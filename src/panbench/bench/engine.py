@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,8 +89,11 @@ class Outcome:
 class Engine(Protocol):
     """Runs tasks."""
 
-    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Iterator[Outcome]:
-        """Yield the outcome of every task as it ends, in any order. ``started`` is told of each that begins."""
+    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
+        """Yield the outcome of every task as it ends, in any order. ``started`` is told of each that begins.
+
+        Closed early, it ends what runs.
+        """
         ...
 
     def stop(self) -> None:
