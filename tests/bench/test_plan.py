@@ -105,9 +105,9 @@ def test_a_program_gets_the_scene_and_the_seed(tmp_path: Path) -> None:
     )
     theirs, sent, on_y, _ = plan_cells(tmp_path, text)
     assert theirs.program == ("run", "x", "--seed=4", "{out}")
-    assert theirs.truth == tmp_path / "rooms" / "x"
+    assert theirs.data == tmp_path / "rooms" / "x"
     assert sent.predictions == tmp_path / "sent" / "x" / "4"
-    assert on_y.truth == Path("/scans/y_00")
+    assert on_y.data == Path("/scans/y_00")
 
 
 def test_keys_are_safe_as_file_names(tmp_path: Path) -> None:

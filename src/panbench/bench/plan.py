@@ -191,7 +191,7 @@ class Cell:
         options: of ``panbench fit``, for a configuration of ours.
         program: for somebody else's, with ``{out}`` left to fill in.
         predictions: folder that is there already.
-        truth: scene folder, for the latter two.
+        data: folder that it reads, as far as the plan names it; for the latter two the scene with the truth.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Cell:
     options: tuple[str, ...] = ()
     program: tuple[str, ...] = ()
     predictions: Path | None = None
-    truth: Path | None = None
+    data: Path | None = None
 
     @property
     def key(self) -> str:
@@ -299,7 +299,7 @@ def _cell(
             raise UserError(
                 f"plan {path}: method {method.name}: a study varies settings, which only configurations have"
             )
-        facts["truth"] = truth = _truth(scene, path)
+        facts["data"] = truth = _truth(scene, path)
         decisive["truth"] = str(truth)
         if method.command is not None:
             facts["program"] = decisive["program"] = tuple(_fill(word, filled) for word in method.command)
@@ -313,6 +313,7 @@ def _cell(
         raise UserError(f"plan {path}: method {method.name} has no config, and the plan has none for all")
     config = _find(path, named)
     settings = {**plan.set, **method.set, **scene.set, **(point.set if point else {})}
+    facts["data"] = _scene_folder(settings)
     options = ["--config", str(config)]
     decisive |= {
         "config": _authored(config),
@@ -334,10 +335,15 @@ def _cell(
 def _truth(scene: SceneEntry, path: Path) -> Path:
     if scene.truth is not None:
         return _beside(path, scene.truth)
-    root, name = scene.set.get("data.root"), scene.set.get("data.scene")
-    if root is None or name is None:
+    folder = _scene_folder(scene.set)
+    if folder is None:
         raise UserError(f"plan {path}: scene {scene.name}: give truth, the scene's folder, to score predictions with")
-    return Path(str(root)).expanduser() / str(name)
+    return folder
+
+
+def _scene_folder(settings: Settings) -> Path | None:
+    root, name = settings.get("data.root"), settings.get("data.scene")
+    return None if root is None else Path(str(root)).expanduser() / str(name or "")
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -77,12 +77,14 @@ class State:
     Attributes:
         cells: all of it, in order.
         done, failed: records by key.
+        absent: cells whose data are not on this machine: the folder by key.
         pending: cells to run.
     """
 
     cells: Sequence[Cell]
     done: dict[str, CellRecord]
     failed: dict[str, CellRecord]
+    absent: dict[str, Path]
     pending: Sequence[Cell]
 
 
@@ -141,8 +143,9 @@ class BenchFolder:
                 done[cell.key] = record
             else:
                 log.warning("%s: its results are gone from %s; it runs again", cell.name, self._store.folder)
-        pending = [c for c in cells if c.key not in done and (retry_failed or c.key not in failed)]
-        return State(cells, done, failed, pending)
+        todo = [c for c in cells if c.key not in done and (retry_failed or c.key not in failed)]
+        absent = {c.key: c.data for c in todo if c.data is not None and not c.data.is_dir()}
+        return State(cells, done, failed, absent, [c for c in todo if c.key not in absent])
 
     def record(self, key: str) -> CellRecord | None:
         """The record of a cell; None if it has none. A damaged one counts as none: the cell runs again."""

@@ -191,6 +191,10 @@ def _show_plan(plan: Plan, state: State, args: argparse.Namespace, workers: int)
             )
     if state.failed and not args.retry_failed:
         console.print("--retry-failed runs them again", highlight=False)
+    for folder in sorted(set(state.absent.values())):
+        console.print(
+            f"no data: {folder} is not there; its cells wait for it", markup=False, highlight=False, soft_wrap=True
+        )
     if state.pending:
         seconds, known = estimate(args.folder, plan, state.pending)
         if known:
