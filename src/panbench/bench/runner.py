@@ -236,7 +236,7 @@ class BenchFolder:
                 "eval",
                 str(predictions),
                 "--truth",
-                str(cell.truth),
+                str(cell.data),
                 "--protocol",
                 protocol,
                 *save,
