@@ -7,6 +7,7 @@ whoever started it, and how it ended is settled here.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 PYTHON = "{python}"
 
@@ -128,20 +131,20 @@ def run_task(task: Task, stop: Stop | None = None) -> Outcome:
     task.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     status, error = 0, ""
-    with _locked(task.lock, stop) as lock, task.log.open("ab", buffering=0) as log:
+    with _locked(task.lock, stop) as lock, task.log.open("ab", buffering=0) as output:
         started = time.monotonic()
         for command in task.commands:
             if stop:
                 status, error = -signal.SIGTERM, "stopped"
                 break
             argv = [sys.executable if i == 0 and word == PYTHON else word for i, word in enumerate(command)]
-            log.write(f"$ {' '.join(command)}\n".encode())
-            begin = log.seek(0, os.SEEK_END)
+            output.write(f"$ {' '.join(command)}\n".encode())
+            begin = output.seek(0, os.SEEK_END)
             try:
                 process = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=task.folder,
                     env={**os.environ, **task.environment},
@@ -186,6 +189,7 @@ def _locked(path: Path, stop: Stop) -> Generator[int, None, None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        told = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,6 +197,9 @@ def _locked(path: Path, stop: Stop) -> Generator[int, None, None]:
             except BlockingIOError:
                 if stop:
                     break
+                if not told:
+                    log.info("%s still runs, left behind by an earlier start; waiting for it", path.parent.name)
+                    told = True
                 time.sleep(0.1)
         yield descriptor
     finally:
