@@ -54,7 +54,7 @@ def check_complete(place: Path) -> None:
 
 
 def test_a_killed_runner_loses_no_finished_cell(place: Path, start: Start) -> None:
-    process = start(PROGRAM_SECONDS="1")
+    process = start(PROGRAM_SECONDS="8")
     wait_until(lambda: len(records(place)) == 1 and ran(place)["room/1"] == 1, process)
     process.kill()
     finish(process)
