@@ -34,6 +34,7 @@ from panbench.training.checkpoint import AtomicCheckpointIO, SaveLast
 from panbench.training.files import write_text
 from panbench.training.finish import Finish, show_result
 from panbench.training.finite import WatchFinite
+from panbench.training.loggers import WandbOptions, log_finished, tensorboard_logger, wandb_logger
 from panbench.training.memory import keep_freed_memory
 from panbench.training.metrics_csv import MetricsCsv
 from panbench.training.progress import TrainingProgress
@@ -59,24 +60,6 @@ _SCENE_DATA = ("scene", "room_size", "room_seed", "masks", "order_seed")
 
 
 @dataclass
-class WandbOptions:
-    """Weights & Biases, through Lightning's logger.
-
-    Attributes:
-        enable: log there as well. metrics.csv is written in any case.
-        offline: keep the run on this machine (``wandb sync`` sends it later); false needs a login.
-        project, entity, group, tags: as in W&B.
-    """
-
-    enable: bool = False
-    offline: bool = True
-    project: str = "panbench"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list[str])
-
-
-@dataclass
 class RunOptions:
     """Where a run goes and what happens at its end.
 
@@ -88,6 +71,7 @@ class RunOptions:
         receipt: JSON file that is told the run's folder, for the program that started it; null: none.
         finish: score, draw and show the test frames after training.
         wandb: Weights & Biases.
+        tensorboard: write ``tensorboard/`` in the run directory too.
     """
 
     root: str = "runs"
@@ -96,6 +80,7 @@ class RunOptions:
     receipt: str | None = None
     finish: bool = True
     wandb: WandbOptions = field(default_factory=WandbOptions)
+    tensorboard: bool = False
 
 
 class Parser(LightningArgumentParser):
@@ -231,23 +216,11 @@ class PanbenchCLI(LightningCLI):
             out.append(configured)
         elif isinstance(configured, list):
             out.extend(logger for logger in configured if isinstance(logger, Logger))
-        if options.wandb.enable:
-            from lightning.pytorch.loggers import WandbLogger
-
-            m, w = self.manifest, options.wandb
-            name = f"{m.scene}-{m.method}-s{m.seed}-{m.hash[:8]}"
-            out.append(
-                WandbLogger(
-                    name=name,
-                    id=name,
-                    save_dir=str(self.run_dir.path),
-                    offline=w.offline,
-                    project=w.project,
-                    entity=w.entity,
-                    group=w.group,
-                    tags=w.tags,
-                )
-            )
+        if options.tensorboard:
+            out.append(tensorboard_logger(self.run_dir))
+        wandb = wandb_logger(options.wandb, self.manifest, self.run_dir, yaml.safe_load(self.resolved()))
+        if wandb is not None:
+            out.append(wandb)
         return out
 
 
@@ -354,6 +327,7 @@ def _score(cli: PanbenchCLI, finish: Finish, manifest: RunManifest, weights: Pat
     finish.score(cli.datamodule.scene)
     finish.log(cli.trainer.loggers)
     finish.draw(cli.datamodule.scene)
+    log_finished(cli.trainer.loggers, cli.run_dir, manifest)
     manifest.status = "finished"
     cli.run_dir.write_manifest(manifest)
     show_result(cli.run_dir, stdout())
@@ -388,12 +362,19 @@ def _with_found_configs(options: Sequence[str]) -> list[str]:
     out: list[str] = []
     for i, token in enumerate(options):
         option, equals, value = token.partition("=")
-        if option in ("-c", "--config") and equals:
+        if _names_config(option, value) and equals:
             token = f"{option}={find_config(value)}"
-        elif i > 0 and options[i - 1] in ("-c", "--config"):
+        elif i > 0 and _names_config(options[i - 1], token):
             token = str(find_config(token))
         out.append(token)
     return out
+
+
+def _names_config(option: str, value: str) -> bool:
+    """True if the value is the file of a recipe or of a part of one."""
+    if option in ("--model", "--model.head", "--data", "--trainer"):
+        return value.endswith(".yaml")  # or the name of a class
+    return option in ("-c", "--config")
 
 
 def _make_short_names_known() -> None:
