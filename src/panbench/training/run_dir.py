@@ -124,7 +124,8 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what a run wrote here; other files stay."""
-        for path in (self.checkpoint.parent, self.predictions, self.results, self.anchors, self.pictures):
+        logs = (self.path / "wandb", self.path / "tensorboard")
+        for path in (self.checkpoint.parent, self.predictions, self.results, self.anchors, self.pictures, *logs):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self._manifest, self.config, self.result, self.path / "metrics.csv", self.path / "table.md"):
             path.unlink(missing_ok=True)
