@@ -312,3 +312,15 @@ def test_a_disk_that_is_full_when_pictures_are_drawn_leaves_the_scores(configs: 
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
     assert panbench("test", str(run)).status == 0
     assert (run / "pictures" / "contact_sheet.png").is_file()
+
+
+def test_a_training_free_row_is_told_apart_by_how_the_data_is_given_to_it(configs: Path, panbench: Callable) -> None:
+    hashes = {}
+    for name, option in {"plain": "--data.root=here", "method": "--model.lr=0.2", "data": "--data.gain=2"}.items():
+        assert panbench(*FIT, option, "--run.root", name).status == 0
+        run = next((configs / name).glob("tiny/*/*/*"))
+        files = ("result.json", "results/voxel-vote.scannet-paper@1.json")
+        hashes[name] = [json.loads((run / file).read_text())["origin"]["settings_hash"] for file in files]
+    assert all(len(h) == 64 for pair in hashes.values() for h in pair)
+    assert len({own for own, _ in hashes.values()}) == 3
+    assert hashes["plain"][1] == hashes["method"][1] != hashes["data"][1]

@@ -223,6 +223,7 @@ class PanbenchCLI(LightningCLI):
             tracked=tracked,
             hash=tracked_hash(tracked),
             settings_hash=tracked_hash(settings),
+            data_settings_hash=tracked_hash(method_data),
         )
 
     def _loggers(self, options: RunOptions, configured: object) -> list[Logger]:

@@ -179,8 +179,8 @@ class Finish:
             trust="verified",
             run=str(self._run.path.resolve()),
             command=["panbench", *m.commands[0][1:]] if m.commands else [],
-            # The training-free rows have no settings but their own.
-            settings_hash=m.settings_hash if own else "",
+            # What a training-free row depends on is how the data is given to it: which frames, which depth.
+            settings_hash=m.settings_hash if own else m.data_settings_hash,
             masks=str((self._config["data"].get("init_args") or {}).get("masks") or ""),
             mask_hash=scene.mask_hash,
             data_hash=scene.data_hash,
