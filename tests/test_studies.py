@@ -87,3 +87,12 @@ def test_queries_fall_silent_after_about_as_many_steps_whatever_the_number_of_vi
     points = _plan(FOLDER / "study_views.yaml")["study"]["points"]
     steps = [point["set"]["data.views"] * point["set"]["model.head.prune_after"] for point in points]
     assert steps == [5 * TRAINING_FRAMES] * len(points)
+
+
+def test_the_docs_list_every_study_with_what_it_sets() -> None:
+    page = (FOLDER.parents[1] / "docs" / "studies.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `study_")}
+    assert set(rows) == {path.name for path in STUDIES}
+    for path in STUDIES:
+        plan = _plan(path)
+        assert f"`{next(iter(plan['study']['points'][0]['set']))}`" in rows[path.name]

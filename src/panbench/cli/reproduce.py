@@ -84,7 +84,11 @@ def main(argv: Sequence[str]) -> int:
     if recorded.origin.run and folder == Path(recorded.origin.run).resolve():
         raise UserError(f"{folder}: is the recorded run itself: choose another folder with --runs")
     _check_data(args.result, recorded, cli.datamodule.scene, args.allow_data_change)
-    _fit([*options, "--fresh"] if args.fresh else options)
+    run = cli.run_dir
+    if run.exists() and run.result.is_file() and run.manifest().status == "finished" and not args.fresh:
+        log.info("%s was reproduced before; --fresh runs it again", folder)
+    else:
+        _fit([*options, "--fresh"] if args.fresh else options)
 
     again = _result_of(folder, recorded.protocol)
     reasons = [r for r in obstacles(recorded, again) if not (args.allow_data_change and r.startswith("mask set"))]
@@ -137,10 +141,9 @@ def conclusion(lines: Sequence[Judged], seeds: int) -> str:
     if by["outside"]:
         return f"not reproduced: {', '.join(by['outside'])} outside of the spread of {seeds} seeds"
     if by["differs"]:
-        known = "the record alone" if seeds == 1 else f"{seeds} seeds"
         return (
-            f"different, and there is no spread to judge by: {known} of at least {LEAST_SEEDS} seeds; "
-            "panbench bench makes more, --store names where they are"
+            f"different, and there is no spread to judge by: {seeds} of at least {LEAST_SEEDS} seeds are known; "
+            "panbench bench makes more, --store says where they are"
         )
     if by["within"]:
         return f"reproduced: {len(by['identical'])} metrics identical, {len(by['within'])} within {seeds} seeds' spread"
@@ -302,13 +305,16 @@ def _show(console: Console, recorded: SceneResult, again: SceneResult, lines: Se
     table.add_column(f"spread of {seeds} seeds" if seeds >= LEAST_SEEDS else "spread", justify="right")
     table.add_column("")
     for line in lines:
-        bounds = "-" if math.isnan(line.low) else f"{line.low:.2f} to {line.high:.2f}"
+        bounds = "-" if math.isnan(line.low) else f"{line.low:.3f} to {line.high:.3f}"
         difference = "0" if line.verdict == "identical" else f"{line.again - line.recorded:+.3g}"
-        table.add_row(line.name, f"{line.recorded:.2f}", f"{line.again:.2f}", difference, bounds, line.verdict)
-    for name in ("fit_seconds", "peak_memory_bytes", "gaussians"):
+        table.add_row(line.name, f"{line.recorded:.3f}", f"{line.again:.3f}", difference, bounds, line.verdict)
+    for name, unit, scale in (("fit_seconds", "s", 1), ("peak_memory_bytes", "GiB", 2**30), ("gaussians", "", 1)):
         if name in recorded.cost and name in again.cost:
-            old, new = recorded.cost[name], again.cost[name]
-            table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", f"{new - old:+,.0f}", "", "not judged")
+            old, new = recorded.cost[name] / scale, again.cost[name] / scale
+            digits = 2 if scale > 1 else 0
+            values = (f"{old:,.{digits}f}", f"{new:,.{digits}f}", f"{new - old:+,.{digits}f}")
+            label = name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ")
+            table.add_row(f"{label}, {unit}" if unit else label, *values, "", "not judged")
     console.print(table)
 
 
