@@ -90,7 +90,7 @@ def test_queries_fall_silent_after_about_as_many_steps_whatever_the_number_of_vi
 
 
 def test_the_docs_list_every_study_with_what_it_sets() -> None:
-    page = (FOLDER.parents[1] / "docs" / "studies.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `study_")}
     assert set(rows) == {path.name for path in STUDIES}
     for path in STUDIES:
