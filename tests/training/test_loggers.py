@@ -72,16 +72,14 @@ def result(run: RunDirectory) -> SceneResult:
 
 
 def _inspected(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """Configuration with summary, history and files folder of the one offline run below a folder."""
+    """Summary, all records and the files folder of the one offline run below a folder."""
     [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     summary, records = (
         subprocess.run([*command, *more, str(path)], capture_output=True, text=True, check=True).stdout
         for more in (("--summary",), ())
     )
-    found = [json.loads(line) for line in records.splitlines()]
-    history = [r["history"]["item"] for r in found if r["type"] == "history"]
-    return json.loads(summary), history, path.parent / "files"
+    return json.loads(summary), [json.loads(line) for line in records.splitlines()], path.parent / "files"
 
 
 def _table(files: Path, name: str) -> dict[str, Any]:
@@ -91,7 +89,8 @@ def _table(files: Path, name: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_wandb_has_configuration_scores_costs_tables_and_pictures(run: RunDirectory, result: SceneResult) -> None:
-    summary, history, files = _inspected(run.path)
+    summary, records, files = _inspected(run.path)
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
     config = summary["config"]
     assert config["settings"]["model"]["init_args"]["head"]["init_args"]["width"] == 3
     assert (config["dataset"], config["scene"], config["seed"], config["synthetic"]) == (
@@ -263,8 +262,7 @@ def test_instances_that_were_not_found_are_shown_in_their_table(finished: RunDir
     logger = wandb_logger(WandbOptions(enable=True), _manifest(), finished, {})
     assert logger is not None
     log_finished([logger], finished, _manifest(steps=5))
-    _, _, files = _inspected(finished.path)
-    table = _table(files, "per_instance")
-    assert 0, json.dumps(table)
-    picture = table["data"][0][table["columns"].index("error")]
-    assert Image.open(files / picture["path"]).getpixel((0, 0)) == (255, 0, 0)
+    _, records, _ = _inspected(finished.path)
+    contents = [c for r in records if r["type"] == "artifact" for c in r["artifact"]["manifest"]["contents"]]
+    [picture] = [c for c in contents if c["path"].endswith(".png")]
+    assert Image.open(picture["local_path"]).getpixel((0, 0)) == (255, 0, 0)
