@@ -199,6 +199,13 @@ def test_other_parameters_are_another_sweep_and_another_description_is_not(tmp_p
     assert len({path(sweep), *others}) == 4
 
 
+def test_trials_of_equal_values_wait_for_each_other(tmp_path: Path) -> None:
+    sweep = sweep_file()
+    folder = SweepFolder(tmp_path, sweep, "s", 0)
+    locks = [folder.task(sweep, Trial(number=n, values={"x": x}), {}).lock for n, x in enumerate((1, 2, 1))]
+    assert locks[0] == locks[2] != locks[1]
+
+
 def test_a_damaged_trial_is_named(tmp_path: Path) -> None:
     sweep = sweep_file()
     folder = SweepFolder(tmp_path / "sweeps", sweep, "s", 0)

@@ -181,11 +181,13 @@ class SweepFolder:
         """What an engine runs for a trial."""
         receipt = self.receipt(trial.number).resolve()
         receipt.parent.mkdir(parents=True, exist_ok=True)
+        # Trials of equal values are one run: the second waits for the first, and finds it finished.
+        run = hashlib.sha256(json.dumps(trial.values, sort_keys=True).encode()).hexdigest()[:16]
         return Task(
             key=f"{trial.number:04d}",
             commands=((*expand_command(sweep, trial.values), f"--run.receipt={receipt}"),),
             log=self.log_path(trial.number).resolve(),
-            lock=receipt.with_name(f"{trial.number:04d}.lock"),
+            lock=receipt.with_name(f"{run}.lock"),
             folder=Path.cwd(),
             environment=environment,
         )
