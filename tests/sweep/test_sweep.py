@@ -15,6 +15,8 @@ import pytest
 import yaml
 from wandb_stub import SWEEP, WandbStub
 
+from panbench.cli import console
+from panbench.cli.main import run
 from panbench.resources import asset
 from panbench.sweep.runner import expand_command, planned_trials, preview
 from panbench.sweep.spec import load_sweep
@@ -38,6 +40,34 @@ def _panbench(place: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 
 def _trials(place: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(place.glob("sweeps/*/trials/*.json"))]
+
+
+def test_a_dry_run_shows_the_commands_and_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.stdout.cache_clear()  # pytest has another stream for every test
+    (place / "tiny.yaml").write_text(FILE)
+    assert run(["sweep", "tiny.yaml", "--dry-run", "--count", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tail = "-m panbench fit --config=main.yaml --model.grow_at="
+    assert [line.partition(tail)[2] for line in lines] == ["50", "2"]
+    assert not (place / "sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("panbench, fit", "python, train.py", "tiny.yaml: command: panbench sweep runs panbench fit only"),
+        ("grid", "grit", "tiny.yaml: method: Input should be 'grid', 'random' or 'bayes'"),
+        ("method: grid", "method: random", "method random has no end: give --count N here, or run_cap in the file"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    console.stderr.cache_clear()
+    (place / "tiny.yaml").write_text(FILE.replace(old, new))
+    assert run(["sweep", "tiny.yaml"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "sweeps").exists()
 
 
 @pytest.mark.slow

@@ -208,15 +208,15 @@ def _manifest(**keys: Any) -> RunManifest:
 
 
 def test_wandb_is_left_alone_unless_asked_for(tmp_path: Path) -> None:
-    assert wandb_logger(WandbOptions(), _manifest(), RunDirectory(tmp_path), {}) is None
+    assert wandb_logger(WandbOptions(), _manifest(), RunDirectory(tmp_path), dict) is None
 
 
 def test_a_run_is_known_to_wandb_by_its_scene_method_seed_and_hash(tmp_path: Path) -> None:
-    logger: Any = wandb_logger(WandbOptions(enable=True), _manifest(), RunDirectory(tmp_path), {})
+    logger: Any = wandb_logger(WandbOptions(enable=True), _manifest(), RunDirectory(tmp_path), dict)
     assert logger._wandb_init["id"] == logger._wandb_init["name"] == "s-m-s0-01234567"
     assert (logger._wandb_init["mode"], logger._wandb_init["project"]) == ("offline", "panbench")
     long = _manifest(method="a b/c" + "x" * 100)
-    logger = wandb_logger(WandbOptions(enable=True, offline=False), long, RunDirectory(tmp_path), {})
+    logger = wandb_logger(WandbOptions(enable=True, offline=False), long, RunDirectory(tmp_path), dict)
     assert logger._wandb_init["mode"] == "online"
     identifier = logger._wandb_init["id"]
     assert len(identifier) == 64
@@ -226,7 +226,7 @@ def test_a_run_is_known_to_wandb_by_its_scene_method_seed_and_hash(tmp_path: Pat
 
 @pytest.mark.usefixtures("agent")
 def test_under_an_agent_a_run_is_logged_as_the_agent_says(tmp_path: Path) -> None:
-    logger: Any = wandb_logger(WandbOptions(), _manifest(), RunDirectory(tmp_path), {})
+    logger: Any = wandb_logger(WandbOptions(), _manifest(), RunDirectory(tmp_path), dict)
     assert logger is not None
     assert logger._wandb_init["id"] is None
     assert not {"mode", "entity"} & logger._wandb_init.keys()
@@ -259,7 +259,7 @@ def finished(run: RunDirectory, tmp_path: Path) -> RunDirectory:
 
 @pytest.mark.slow
 def test_instances_that_were_not_found_are_shown_in_their_table(finished: RunDirectory) -> None:
-    logger = wandb_logger(WandbOptions(enable=True), _manifest(), finished, {})
+    logger = wandb_logger(WandbOptions(enable=True), _manifest(), finished, dict)
     assert logger is not None
     log_finished([logger], finished, _manifest(steps=5))
     _, records, _ = _inspected(finished.path)

@@ -219,7 +219,7 @@ class PanbenchCLI(LightningCLI):
             out.extend(logger for logger in configured if isinstance(logger, Logger))
         if options.tensorboard:
             out.append(tensorboard_logger(self.run_dir))
-        wandb = wandb_logger(options.wandb, self.manifest, self.run_dir, yaml.safe_load(self.resolved()))
+        wandb = wandb_logger(options.wandb, self.manifest, self.run_dir, lambda: yaml.safe_load(self.resolved()))
         if wandb is not None:
             out.append(wandb)
         return out

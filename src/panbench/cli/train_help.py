@@ -31,6 +31,7 @@ usage: panbench {verb} --config FILE [--KEY VALUE ...]
   --run.root DIR               folder of all runs (runs)
   --run.protocols '[A, B]'     protocols to score under, the main one first
   --run.wandb.enable true      log to Weights & Biases too (offline unless --run.wandb.offline false)
+  --run.tensorboard true       write the run's tensorboard/ too
   --fresh                      start over, whatever is in the run's folder
   --print_config               show the complete configuration and stop
   --help-all                   every option of every part

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,16 @@ class WandbOptions:
     tags: list[str] = field(default_factory=list[str])
 
 
-def wandb_logger(options: WandbOptions, manifest: RunManifest, run: RunDirectory, config: object) -> Logger | None:
+def wandb_logger(
+    options: WandbOptions, manifest: RunManifest, run: RunDirectory, config: Callable[[], object]
+) -> Logger | None:
     """The W&B logger that a run is to have, or None. Nothing is started before the first value is logged.
 
     Args:
         options: the run's.
         manifest: names the run.
         run: its folder; ``wandb/`` is made there.
-        config: the resolved configuration. It goes below ``settings``, since a sweep owns the names of its parameters.
+        config: gives the resolved configuration. It goes below ``settings``: a sweep owns the names of its parameters.
     """
     agent = bool(os.environ.get("WANDB_SWEEP_ID"))
     if not options.enable and not agent:
@@ -67,7 +69,7 @@ def wandb_logger(options: WandbOptions, manifest: RunManifest, run: RunDirectory
         tags=options.tags,
         config={
             **{key: getattr(m, key) for key in ("dataset", "scene", "synthetic", "method", "seed", "hash", "commit")},
-            "settings": config,
+            "settings": config(),
         },
         **own,
     )
