@@ -7,6 +7,7 @@ whoever started it, and how it ended is settled here.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import platform
 import re
@@ -15,11 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 PYTHON = "{python}"
 
@@ -89,8 +92,11 @@ class Outcome:
 class Engine(Protocol):
     """Runs tasks."""
 
-    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Iterator[Outcome]:
-        """Yield the outcome of every task as it ends, in any order. ``started`` is told of each that begins."""
+    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
+        """Yield the outcome of every task as it ends, in any order. ``started`` is told of each that begins.
+
+        Closed early, it ends what runs.
+        """
         ...
 
     def stop(self) -> None:
@@ -125,20 +131,20 @@ def run_task(task: Task, stop: Stop | None = None) -> Outcome:
     task.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     status, error = 0, ""
-    with _locked(task.lock, stop) as lock, task.log.open("ab", buffering=0) as log:
+    with _locked(task.lock, stop) as lock, task.log.open("ab", buffering=0) as output:
         started = time.monotonic()
         for command in task.commands:
             if stop:
                 status, error = -signal.SIGTERM, "stopped"
                 break
             argv = [sys.executable if i == 0 and word == PYTHON else word for i, word in enumerate(command)]
-            log.write(f"$ {' '.join(command)}\n".encode())
-            begin = log.seek(0, os.SEEK_END)
+            output.write(f"$ {' '.join(command)}\n".encode())
+            begin = output.seek(0, os.SEEK_END)
             try:
                 process = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=task.folder,
                     env={**os.environ, **task.environment},
@@ -183,6 +189,7 @@ def _locked(path: Path, stop: Stop) -> Generator[int, None, None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        told = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,6 +197,9 @@ def _locked(path: Path, stop: Stop) -> Generator[int, None, None]:
             except BlockingIOError:
                 if stop:
                     break
+                if not told:
+                    log.info("%s still runs, left behind by an earlier start; waiting for it", path.parent.name)
+                    told = True
                 time.sleep(0.1)
         yield descriptor
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
@@ -17,20 +18,23 @@ class LocalEngine:
         workers: at least 1.
         retries: how often a task is tried again whose process was killed (by the system, out of memory, …). One that
             ends by itself with an error is not: it would do so again.
+        devices: GPUs (CUDA's numbers), of which a task gets the one that fewest others use; (): tasks see all.
     """
 
-    def __init__(self, workers: int = 1, retries: int = 2) -> None:
+    def __init__(self, workers: int = 1, retries: int = 2, devices: Sequence[str] = ()) -> None:
         if workers < 1:
             raise ValueError("workers must be at least 1")
         self._workers = workers
         self._retries = retries
+        self._users = dict.fromkeys(devices, 0)
+        self._lock = threading.Lock()
         self._stop = Stop()
 
     def stop(self) -> None:
         """End what runs, and start nothing more."""
         self._stop.set()
 
-    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Iterator[Outcome]:
+    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
         """Yield the outcome of every task as it ends. Left early, by an exception too, it ends what runs first.
 
         Raises:
@@ -54,6 +58,20 @@ class LocalEngine:
                 self._stop.set()
 
     def _run(self, task: Task) -> Outcome:
+        if not self._users:
+            return self._try(task)
+        with self._lock:
+            device = min(self._users, key=lambda d: self._users[d])
+            self._users[device] += 1
+        try:
+            return self._try(
+                dataclasses.replace(task, environment={**task.environment, "CUDA_VISIBLE_DEVICES": device})
+            )
+        finally:
+            with self._lock:
+                self._users[device] -= 1
+
+    def _try(self, task: Task) -> Outcome:
         attempt = 1
         while True:
             outcome = dataclasses.replace(run_task(task, self._stop), attempts=attempt)

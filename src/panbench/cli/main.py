@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "test": ("panbench.cli.train", "render and score the test frames of a run again"),
     "predict": ("panbench.cli.train", "write a run's predictions folder, without scoring it"),
     "eval": ("panbench.cli.eval", "score a predictions folder under a protocol; no training, no GPU"),
+    "bench": ("panbench.cli.bench", "run a plan of methods, scenes and seeds, or what is missing of it"),
+    "results": ("panbench.cli.results", "list, compare, verify, merge and rescore results"),
     "data": ("panbench.cli.data", "make-room: write a furnished room in the ScanNet layout"),
     "doctor": ("panbench.cli.doctor", "what is installed, which back end is used and why"),
 }

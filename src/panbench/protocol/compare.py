@@ -29,7 +29,7 @@ def ground(result: SceneResult) -> Ground:
         result.protocol_hash,
         result.split_hash,
         result.label_hash,
-        tuple(result.image_size),
+        result.image_size,
         "own" if result.labels == "own" else result.origin.mask_hash,
     )
 

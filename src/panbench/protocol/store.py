@@ -63,11 +63,19 @@ class ResultStore:
         """
         text = content(result)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        path = self._path(result, digest)
-        if not path.exists():
-            write_text(path, text)
-            path.chmod(0o444)
+        self._write(self._path(result, digest), text)
         return digest
+
+    def merge(self, other: ResultStore) -> int:
+        """Copy what another store has and this one lacks; returns how many results that were.
+
+        Raises:
+            UserError: at a file of the other store that is no result.
+        """
+        added = 0
+        for found in other:
+            added += self._write(self._path(found.result, found.hash), found.path.read_text(encoding="utf-8"))
+        return added
 
     def __contains__(self, digest: str) -> bool:
         return self._find(digest) is not None
@@ -115,6 +123,14 @@ class ResultStore:
                     yield path, "was changed after it was stored: its content has another hash than its name"
                 elif path != self._path(result, digest):
                     yield path, f"lies in the wrong folder: it is {self._path(result, digest).relative_to(self.folder)}"
+
+    @staticmethod
+    def _write(path: Path, text: str) -> bool:
+        if path.exists():
+            return False
+        write_text(path, text)
+        path.chmod(0o444)
+        return True
 
     def _find(self, digest: str) -> Path | None:
         if not re.fullmatch(r"[0-9a-f]{4,64}", digest):
