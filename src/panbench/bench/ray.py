@@ -64,7 +64,7 @@ class RayEngine:
         """End what runs, and start nothing more. Safe in a signal handler."""
         self._stop.set()
 
-    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Iterator[Outcome]:
+    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
         """Yield the outcome of every task as it ends. Left early, by an exception too, it ends what runs first.
 
         Raises:
@@ -99,7 +99,7 @@ class _Run:
         # Ray's own retries are off: ours count them all.
         self._remote: Any = ray.remote(num_returns="streaming", max_retries=0)(_work)
 
-    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Iterator[Outcome]:
+    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
         import ray
 
         waiting = iter(tasks)
