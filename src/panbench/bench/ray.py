@@ -156,8 +156,9 @@ class _Run:
         except RayTaskError as problem:
             del self._entries[stream]
             raise _explained(problem, entry) from problem
-        except RayError as problem:
-            error = f"worker lost: {_first_line(problem)}"
+        except (RayError, StopIteration) as problem:
+            # The stream's end comes here only if a signal cut off the reading of the report before it.
+            error = "stopped" if self._stop else f"worker lost: {_first_line(problem)}"
             report = Outcome(entry.task.key, -signal.SIGKILL, 0.0, entry.host, entry.attempt, error)
         if isinstance(report, str):
             entry.host, entry.unfit_since = report, None
