@@ -274,3 +274,53 @@ def test_wandb_is_not_imported_unless_it_is_asked_for(configs: Path) -> None:
     environment = os.environ | {"PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", code, *QUICK], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_run_and_the_rows_beside_it_have_pictures_of_the_same_views(configs: Path, panbench: Callable) -> None:
+    assert panbench(*FIT).status == 0
+    run = _only_run(configs)
+    indices = {}
+    for name, folder in {
+        "run": run / "pictures",
+        "raw-masks": run / "anchors" / "raw-masks" / "pictures",
+        "voxel-vote": run / "anchors" / "voxel-vote" / "pictures",
+    }.items():
+        indices[name] = json.loads((folder / "views" / "index.json").read_text())
+        assert all((folder / "views" / f).is_file() for v in indices[name]["views"] for f in v["kinds"].values())
+        # The tiny masks are the truth, and so is the tiny method: there is nothing to show but that.
+        assert json.loads((folder / "instances" / "index.json").read_text()) == {"instances": []}
+    assert {tuple(view["name"] for view in index["views"]) for index in indices.values()} == {("30",)}
+    assert indices["run"]["size"] == [18, 24]
+    assert "render" in indices["run"]["views"][0]["kinds"]
+    assert "render" not in indices["raw-masks"]["views"][0]["kinds"]
+    # Written again by the verb that renders again.
+    (run / "pictures" / "views" / "index.json").unlink()
+    assert panbench("test", str(run)).status == 0
+    assert (run / "pictures" / "views" / "index.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_disk_that_is_full_when_pictures_are_drawn_leaves_the_scores(configs: Path, panbench: Callable) -> None:
+    panbench(*QUICK)
+    run = _only_run(configs)
+    (run / "pictures").mkdir()
+    (run / "pictures" / "contact_sheet.png.part").symlink_to("/dev/full")
+    answer = panbench(*FIT)
+    assert answer.status == 0, answer.err
+    assert "warning: pictures are missing (No space left on device): panbench test runs/tiny" in answer.err
+    assert json.loads((run / "result.json").read_text())["metrics"]["PQ"] == 100.0
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+    assert panbench("test", str(run)).status == 0
+    assert (run / "pictures" / "contact_sheet.png").is_file()
+
+
+def test_a_training_free_row_is_told_apart_by_how_the_data_is_given_to_it(configs: Path, panbench: Callable) -> None:
+    hashes = {}
+    for name, option in {"plain": "--data.root=here", "method": "--model.lr=0.2", "data": "--data.gain=2"}.items():
+        assert panbench(*FIT, option, "--run.root", name).status == 0
+        run = next((configs / name).glob("tiny/*/*/*"))
+        files = ("result.json", "results/voxel-vote.scannet-paper@1.json")
+        hashes[name] = [json.loads((run / file).read_text())["origin"]["settings_hash"] for file in files]
+    assert all(len(h) == 64 for pair in hashes.values() for h in pair)
+    assert len({own for own, _ in hashes.values()}) == 3
+    assert hashes["plain"][1] == hashes["method"][1] != hashes["data"][1]

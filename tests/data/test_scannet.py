@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -449,6 +450,89 @@ def test_a_folder_that_is_no_scene_is_refused(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
     with pytest.raises(UserError, match=r"color: holds no images.*data\.root"):
         open_scene(tmp_path, masks=None)
+
+
+def test_as_many_views_are_kept_as_asked_for_spread_evenly_over_the_path(scene_folder: Path) -> None:
+    everything = open_scene(scene_folder)
+    train = names(everything, "train")
+    for views in range(1, len(train) + 1):
+        scene = open_scene(scene_folder, views=views)
+        kept = names(scene, "train")
+        assert len(kept) == len(set(kept)) == views
+        assert names(scene, "test") == names(everything, "test")
+        # No stretch of the path is much longer than an equal share of it.
+        places = [-1, *(train.index(name) for name in kept), len(train)]
+        assert max(b - a for a, b in pairwise(places)) <= len(train) / views + 1
+    assert names(open_scene(scene_folder, views=len(train)), "train") == train
+
+
+def test_views_are_those_of_the_frames_that_the_stride_leaves(scene_folder: Path) -> None:
+    thinned = names(open_scene(scene_folder, stride=2), "train")
+    assert set(names(open_scene(scene_folder, stride=2, views=2), "train")) < set(thinned)
+
+
+def test_more_views_than_there_are_is_an_error_and_not_fewer_than_asked_for(scene_folder: Path) -> None:
+    count = len(open_scene(scene_folder).train)
+    with pytest.raises(UserError, match=f"has {count} training frames, data.views is {count + 1}: ask for no more"):
+        open_scene(scene_folder, views=count + 1)
+
+
+def test_depth_noise_grows_with_the_square_of_depth_and_leaves_test_frames_alone(scene_folder: Path) -> None:
+    far = np.full((90, 120), 3000, dtype=np.uint16)
+    far[:, :60] = 1500
+    far[0, :] = 0
+    for n in range(12):
+        write_image(scene_folder / f"depth/{n}.png", far)
+    (scene_folder / "intrinsic" / "intrinsic_depth.txt").write_text(matrix_text(intrinsics(100, 120, 90)))
+    plain = open_scene(scene_folder, image_size=(120, 90))
+    scene = open_scene(scene_folder, image_size=(120, 90), depth_noise=0.01)
+    for i in scene.test:
+        depth, truth = scene.source.load(i).depth, plain.source.load(i).depth
+        assert torch.equal(depth, truth)
+    errors = torch.stack([scene.source.load(i).depth - plain.source.load(i).depth for i in scene.train])  # type: ignore[operator]
+    seen = far > 0
+    near, distant = errors[:, seen & (far == 1500)], errors[:, seen & (far == 3000)]
+    assert near.std().item() == pytest.approx(0.01 * 1.5**2, rel=0.02)
+    assert distant.std().item() == pytest.approx(0.01 * 3.0**2, rel=0.02)
+    assert abs(distant.mean().item()) < 0.002
+    # A pixel without a measurement gets none, and no two frames have the same noise.
+    assert (errors[:, ~seen] == 0).all()
+    assert not torch.equal(errors[0], errors[1])
+
+
+def test_depth_noise_is_the_same_each_time_it_is_read(scene_folder: Path) -> None:
+    scenes = [open_scene(scene_folder, depth_noise=0.05, cache_bytes=size, views=views)
+              for size, views in ((0, None), (1 << 30, None), (0, 3))]  # fmt: skip
+    depth = [{scene.source.name(i): scene.source.load(i).depth for i in scene.train} for scene in scenes]
+    for other in depth[1:]:
+        assert all(torch.equal(other[name], depth[0][name]) for name in other)
+
+
+def test_depth_noise_brings_back_nothing_that_the_limit_left_out(scene_folder: Path) -> None:
+    write_image(scene_folder / "depth/6.png", np.full((HEIGHT // 2, WIDTH // 2), 65535, dtype=np.uint16))
+    scene = open_scene(scene_folder, depth_noise=0.05)
+    index = next(i for i in scene.train if scene.source.name(i) == "6")
+    assert (scene.source.load(index).depth == 0).all()
+
+
+def test_noise_never_makes_depth_negative_or_larger_than_the_limit(scene_folder: Path) -> None:
+    scene = open_scene(scene_folder, depth_noise=2.0, max_depth=1.5)
+    for i in scene.train:
+        depth = scene.source.load(i).depth
+        assert depth.min() >= 0
+        assert depth.max() <= 1.5
+
+
+@pytest.mark.parametrize("bad", [{"views": 0}, {"depth_noise": -0.1}, {"depth_noise": float("nan")}])
+def test_impossible_views_and_noise_are_refused(scene_folder: Path, bad: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="must be at least 1 or null, depth_noise"):
+        open_scene(scene_folder, **bad)  # type: ignore[arg-type]
+
+
+def test_noise_needs_depth(scene_folder: Path) -> None:
+    shutil.rmtree(scene_folder / "depth")
+    with pytest.raises(UserError, match=r"has no depth to add noise to: leave out data\.depth_noise"):
+        open_scene(scene_folder, depth_noise=0.01)
 
 
 def test_a_stride_of_zero_is_refused(scene_folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from panbench.errors import UserError
 from panbench.protocol import PredictionSet, PredictionWriter, Protocol, SceneResult, protocol_ids, rescore, score
+from panbench.protocol.results import Origin
 from panbench.protocol.score import resize_labels
 from panbench.scene import LabelClass, LabelSpace, PanopticMap
 
@@ -69,11 +70,12 @@ def test_any_protocol_follows_from_the_stored_counts(
     make_folder: MakeFolder, truth: Truth, labels: LabelSpace, tmp_path: Path, name: str
 ) -> None:
     folder = PredictionSet.open(make_folder(change=lose_the_table))
-    stored = score(folder, truth, labels, PAPER)
+    origin = Origin(created="2026-01-01T00:00:00+00:00")
+    stored = score(folder, truth, labels, PAPER, origin=origin)
     stored.metrics["PSNR"] = 21.5
     stored.save(tmp_path / "result.json")
     again = rescore(SceneResult.load(tmp_path / "result.json"), Protocol.load(name))
-    direct = score(folder, truth, labels, Protocol.load(name))
+    direct = score(folder, truth, labels, Protocol.load(name), origin=origin)
     direct.metrics["PSNR"] = 21.5
     assert again == direct
 

@@ -223,6 +223,7 @@ class PanbenchCLI(LightningCLI):
             tracked=tracked,
             hash=tracked_hash(tracked),
             settings_hash=tracked_hash(settings),
+            data_settings_hash=tracked_hash(method_data),
         )
 
     def _loggers(self, options: RunOptions, configured: object) -> list[Logger]:
@@ -267,12 +268,20 @@ def main(argv: Sequence[str]) -> int:
     if options and not options[0].startswith("-"):
         folder = _run_folder(options.pop(0))
         options = ["--config", str(RunDirectory(folder).config), *options]
-    options = _with_found_configs(options)
-    _make_short_names_known()
-    cli = PanbenchCLI(options, folder)
+    cli = open_cli(options, folder)
     if verb == "fit":
         return _fit(cli)
     return _after_training(cli, verb)
+
+
+def open_cli(options: Sequence[str], folder: Path | None = None) -> PanbenchCLI:
+    """What these options stand for: configuration, scene, run directory. Writes and trains nothing.
+
+    Raises:
+        UserError: for a wrong setting, or a scene that cannot be read.
+    """
+    _make_short_names_known()
+    return PanbenchCLI(_with_found_configs(options), folder)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -25,6 +25,7 @@ class ScanNetDataModule(SceneDataModule):
         masks: str | None = "medium",
         image_size: tuple[int, int] | None = None,
         stride: int = 1,
+        views: int | None = None,
         split_file: str | None = None,
         label_space: str | None = None,
         test_every: int = 5,
@@ -32,6 +33,7 @@ class ScanNetDataModule(SceneDataModule):
         room_size: Literal["tiny", "small", "full"] = "small",
         room_seed: int = 0,
         max_depth: float = 8.0,
+        depth_noise: float = 0.0,
         order_seed: int | None = None,
     ) -> None:
         """Reads nothing yet.
@@ -43,6 +45,7 @@ class ScanNetDataModule(SceneDataModule):
             masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
             image_size: (width, height) to work at; None: that of the colour images.
             stride: keep every stride-th frame (of the training frames only where a split file rules).
+            views: keep so many training frames, evenly spread over the path; None: all.
             split_file: JSON ``{"train": [...], "test": [...]}``; None: ``splits.json`` in the scene, else test_every.
             label_space: a ``classes.json`` elsewhere than in the scene.
             test_every: every n-th kept frame is test where there is no split file; 0: none.
@@ -50,6 +53,7 @@ class ScanNetDataModule(SceneDataModule):
             room_size: size of the built-in room.
             room_seed: which built-in room.
             max_depth: metres; measurements beyond count as none.
+            depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
             order_seed: seed of the frame order; None: that of ``seed_everything``.
         """
         super().__init__(order_seed)
@@ -58,6 +62,7 @@ class ScanNetDataModule(SceneDataModule):
         self.masks = masks
         self.image_size = image_size
         self.stride = stride
+        self.views = views
         self.split_file = split_file
         self.label_space = label_space
         self.test_every = test_every
@@ -65,6 +70,7 @@ class ScanNetDataModule(SceneDataModule):
         self.room_size: Literal["tiny", "small", "full"] = room_size
         self.room_seed = room_seed
         self.max_depth = max_depth
+        self.depth_noise = depth_noise
 
     def open_scene(self) -> Scene:
         """Find the folder (or make the room) and open it."""
@@ -86,6 +92,8 @@ class ScanNetDataModule(SceneDataModule):
             test_every=self.test_every,
             cache_bytes=self.cache_mb << 20,
             max_depth=self.max_depth,
+            views=self.views,
+            depth_noise=self.depth_noise,
         )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
 
 log = logging.getLogger(__name__)
 
+_NOISE_SEED = 0x6E6F697365  # the noise is part of the data: it does not follow the seed of a run
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 MILLIMETRES = 1000.0
 
@@ -57,7 +59,7 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """Where one kept frame lies, and its pose."""
+    """Where one kept frame lies, its pose, and the noise to add to its depth (standard deviation at 1 m, metres)."""
 
     number: int
     name: str
@@ -69,6 +71,7 @@ class FrameFiles:
     mask_semantic: Path | None
     mask_instance: Path | None
     mask_score: Path | None
+    depth_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,12 @@ class ScanNetSource:
             )
         return CompactFrame(
             color=read_color(files.color, size),
-            depth_mm=None if files.depth is None else self._read_depth(files.depth),
+            depth_mm=None if files.depth is None else self._read_depth(files, files.depth),
             masks=self._read_masks(files),
             truth=self._read_truth(files),
         )
 
-    def _read_depth(self, path: Path) -> NDArray[np.uint16]:
+    def _read_depth(self, files: FrameFiles, path: Path) -> NDArray[np.uint16]:
         """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""
         raw = read_integers(path)
         if raw.dtype == np.uint8:
@@ -198,7 +201,11 @@ class ScanNetSource:
         columns = np.floor((np.arange(k.width) + 0.5 - k.cx) / k.fx * source.fx + source.cx).astype(np.int64)
         rows = np.floor((np.arange(k.height) + 0.5 - k.cy) / k.fy * source.fy + source.cy).astype(np.int64)
         in_x, in_y = (columns >= 0) & (columns < source.width), (rows >= 0) & (rows < source.height)
-        measured = np.where((raw > 0) & (raw <= self._max_depth_mm), raw, 0).astype(np.uint16)
+        measured = np.where(raw <= self._max_depth_mm, raw, 0)
+        if files.depth_noise > 0:
+            noisy = _noisy(measured, files.depth_noise, files.number)
+            measured = np.where(noisy <= self._max_depth_mm, noisy, 0)
+        measured = measured.astype(np.uint16)
         out[np.ix_(in_y, in_x)] = measured[np.ix_(rows[in_y], columns[in_x])]
         return out
 
@@ -255,13 +262,19 @@ def open_scene(
     test_every: int = 5,
     cache_bytes: int = 2 << 30,
     max_depth: float = 8.0,
+    views: int | None = None,
+    depth_noise: float = 0.0,
 ) -> Scene:
     """Open a scene folder; images are decoded when they are asked for.
 
     Frames whose pose is not finite (the tracker was lost) are dropped and reported. The split is that of
     ``split_file``, else of ``<scene>/splits.json``, else every ``test_every``-th kept frame is test (0: none).
     ``stride`` keeps every stride-th frame; where a split file rules, it thins the training frames only, so the test set
-    stays comparable.
+    stays comparable. ``views`` then keeps that many training frames, evenly spread over those that are left.
+
+    ``depth_noise`` = s adds what a worse depth sensor would add: independent Gaussian noise of s · z² metres at depth
+    z, the axial error of triangulation (Khoshelham and Elberink 2012, who found s = 0.0014 for the first Kinect). Depth
+    of test frames stays as it is.
 
     Args:
         folder: the scene's folder.
@@ -270,6 +283,8 @@ def open_scene(
         label_space: a ``classes.json`` elsewhere.
         cache_bytes: budget of the cache of decoded frames.
         max_depth: metres; measurements beyond count as none.
+        views: number of training frames; None: all.
+        depth_noise: standard deviation at 1 m of noise added to the depth of training frames, metres; 0: none.
 
     Raises:
         UserError: something is missing, damaged or contradictory; names the file and the remedy.
@@ -279,6 +294,8 @@ def open_scene(
             f"data: stride {stride} must be at least 1, test_every {test_every} at least 0, max_depth {max_depth} "
             f"positive, image_size {image_size} positive"
         )
+    if (views is not None and views < 1) or not 0 <= depth_noise < math.inf:
+        raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
     labels = _read_labels(folder, label_space)
     mask_folder = _find_masks(folder, masks)
     files, lost, total = _join(folder, mask_folder)
@@ -293,7 +310,13 @@ def open_scene(
         kept = kept[::stride]
         test = [i for n, i in enumerate(kept) if test_every and n % test_every == 0]
         train = [i for i in kept if i not in set(test)]
+    train = _evenly(train, views, folder)
     _check_labelled(files, train, test, folder, mask_folder)
+    if depth_noise > 0:
+        if depth is None:
+            raise UserError(f"{folder}: has no depth to add noise to: leave out data.depth_noise")
+        noisy = set(train)
+        files = [replace(f, depth_noise=depth_noise) if i in noisy else f for i, f in enumerate(files)]
     log.info(
         "%s: %d of %d frames have a pose (%d lost), %d train, %d test, %dx%d, %s, %s, masks %s",
         folder.name, len(files), total, len(lost), len(train), len(test), *size,
@@ -525,6 +548,17 @@ def _read_split(path: Path, files: Sequence[FrameFiles], lost: set[int]) -> tupl
     return train, test
 
 
+def _evenly(train: list[int], views: int | None, folder: Path) -> list[int]:
+    """``views`` of the training frames: the middle ones of as many equal parts of the path."""
+    if views is None or not train:
+        return train
+    if views > len(train):
+        raise UserError(
+            f"{folder}: has {len(train)} training frames, data.views is {views}: ask for no more, or null for all"
+        )
+    return [train[(2 * i + 1) * len(train) // (2 * views)] for i in range(views)]
+
+
 def _check_labelled(
     files: Sequence[FrameFiles], train: Sequence[int], test: Sequence[int], folder: Path, masks: Path | None
 ) -> None:
@@ -564,6 +598,17 @@ def _hash_names_and_sizes(folder: Path) -> str:
         if not name.parts[0].startswith(("masks_", ".")):
             digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def _noisy(raw: NDArray[np.integer], deviation: float, number: int) -> NDArray[np.float64]:
+    """Depth in whole mm with noise of ``deviation`` · z² metres; the same each time for a frame. 0 stays 0.
+
+    With z in mm that is deviation · z² / 1000 mm.
+    """
+    rng = np.random.default_rng([_NOISE_SEED, number])
+    z = raw.astype(np.float64)
+    moved = np.round(z + deviation * z**2 / MILLIMETRES * rng.standard_normal(z.shape))
+    return np.where(raw > 0, np.maximum(moved, 0), 0)
 
 
 def _smallest(ids: NDArray[np.generic]) -> NDArray[np.uint8 | np.uint16]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from panbench.metrics.functional.counts import PairCounts, concatenate, count_pairs, group_sum
 from panbench.scene import VOID, LabelSpace, id_colors
 from panbench.training.files import replacing
 
 Labels = NDArray[np.integer]
 Picture = NDArray[np.uint8]
+Color = tuple[int, int, int]
 
 COLUMNS = ("photo", "render", "depth", "normal", "semantic", "instance", "ground truth", "error")
 
@@ -50,19 +52,61 @@ class SheetRow:
     true_instance: Labels | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class ObjectColors:
+    """The colour of every object. A predicted object takes that of the true object that it overlaps most.
+
+    Colours of true objects follow their ids alone, so that they are the same for all methods on a scene.
+
+    Attributes:
+        matched: predicted id → true id, one to one, largest overlap first.
+        true, predicted: colour by id.
+    """
+
+    matched: dict[int, int]
+    true: dict[int, Color]
+    predicted: dict[int, Color]
+
+    @classmethod
+    def of(cls, counts: PairCounts) -> ObjectColors:
+        """Colours of all objects that are counted."""
+        matched = _matched(counts)
+        true = np.unique(counts.true_id[counts.true_id > 0]).tolist()
+        predicted = np.unique(counts.pred_id[counts.pred_id > 0]).tolist()
+        own = [p for p in predicted if p not in matched]
+        colors = [(int(r), int(g), int(b)) for r, g, b in id_colors(1 + len(true) + len(own))[1:]]
+        of_true = dict(zip(true, colors, strict=False))
+        of_predicted = {p: of_true[t] for p, t in matched.items()} | dict(zip(own, colors[len(true) :], strict=True))
+        return cls(matched, of_true, of_predicted)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[SheetRow]) -> ObjectColors:
+        """Colours of the objects that some views show."""
+        return cls.of(_count(rows))
+
+
 def contact_sheet(
-    rows: Sequence[SheetRow], labels: LabelSpace, path: Path, *, title: str = "", width: int = 220
+    rows: Sequence[SheetRow],
+    labels: LabelSpace,
+    path: Path,
+    *,
+    title: str = "",
+    width: int = 220,
+    objects: ObjectColors | None = None,
+    span: tuple[float, float] | None = None,
 ) -> Path:
     """Draw the sheet and write it as PNG.
 
-    An object has one colour in all views; a predicted object takes the colour of the true object that it overlaps
-    most, so that "instance" and "ground truth" can be compared by eye. Depth has one scale for the whole sheet.
+    An object has one colour in all views, so that "instance" and "ground truth" can be compared by eye. Depth has one
+    scale for the whole sheet.
 
     Args:
         rows: the views, from top to bottom; at least one.
         labels: for colours and the legend.
         path: PNG to write (replaced in one piece).
         title: line above the sheet.
+        objects: colours of objects; None: by what the views show.
+        span: depth of the first and the last colour, metres; None: by the views' depth.
         width: of one cell, pixels.
 
     Raises:
@@ -71,10 +115,9 @@ def contact_sheet(
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one view")
-    matched = match_objects(rows)
-    palette = _object_palette(rows, matched)
-    span = _depth_span(rows)
-    cells = [_cells(row, labels, matched, palette, span) for row in rows]
+    objects = objects or ObjectColors.of_rows(rows)
+    span = span or depth_span(row.depth for row in rows if row.depth is not None)
+    cells = [_cells(row, labels, objects, span) for row in rows]
     sheet = _lay_out([row.name for row in rows], cells, _legend(rows, labels), title, width, span)
     with replacing(path) as stream:
         buffer = io.BytesIO()
@@ -85,24 +128,34 @@ def contact_sheet(
 
 def match_objects(rows: Sequence[SheetRow]) -> dict[int, int]:
     """Predicted id → the true id it overlaps most over all views, one to one, largest overlap first."""
-    overlaps: dict[tuple[int, int], int] = {}
-    for row in rows:
-        if row.true_instance is None:
-            continue
-        both = (row.instance > 0) & (row.true_instance > 0)
-        pairs = np.stack([row.instance[both], row.true_instance[both]], axis=1).astype(np.int64)
-        for (p, t), n in zip(*np.unique(pairs, axis=0, return_counts=True), strict=True):
-            overlaps[int(p), int(t)] = overlaps.get((int(p), int(t)), 0) + int(n)
+    return _matched(_count(rows))
+
+
+def _count(rows: Sequence[SheetRow]) -> PairCounts:
+    """Joint counts of some views; where the truth is not known it counts as void."""
+    parts: list[PairCounts] = []
+    for i, row in enumerate(rows):
+        void = np.zeros_like(row.semantic)
+        classes = void if row.true_semantic is None else row.true_semantic
+        ids = void if row.true_instance is None else row.true_instance
+        parts.append(count_pairs(classes, ids, row.semantic, row.instance, frame=i))
+    return concatenate(parts)
+
+
+def _matched(counts: PairCounts) -> dict[int, int]:
+    both = (counts.pred_id > 0) & (counts.true_id > 0)
+    (predicted, true), pixels = group_sum([counts.pred_id[both], counts.true_id[both]], counts.pixels[both])
     matched: dict[int, int] = {}
     taken: set[int] = set()
-    for (p, t), _ in sorted(overlaps.items(), key=lambda item: (-item[1], item[0])):
+    for i in np.argsort(-pixels, kind="stable"):
+        p, t = int(predicted[i]), int(true[i])
         if p not in matched and t not in taken:
             matched[p] = t
             taken.add(t)
     return matched
 
 
-def error_map(row: SheetRow, labels: LabelSpace, matched: dict[int, int]) -> Picture:
+def error_map(row: SheetRow, labels: LabelSpace, matched: Mapping[int, int]) -> Picture:
     """Colours [H, W, 3]: right, wrong class, right class but another object, or not scored (true void)."""
     assert row.true_semantic is not None
     assert row.true_instance is not None
@@ -144,42 +197,22 @@ _DEPTH_RAMP = np.asarray(
 )
 
 
-def _cells(
-    row: SheetRow,
-    labels: LabelSpace,
-    matched: dict[int, int],
-    palette: dict[tuple[str, int], tuple[int, int, int]],
-    span: tuple[float, float],
-) -> list[Picture | None]:
-    colors = labels.colors()
-    truth = row.true_semantic is not None and row.true_instance is not None
-    return [
-        row.photo,
-        row.render,
-        None if row.depth is None else depth_colors(row.depth, *span),
-        None if row.normal is None else normal_colors(row.normal),
-        colors[np.where(row.semantic < labels.size, row.semantic, VOID)],
-        _objects(row.semantic, row.instance, labels, palette, "predicted", row.photo),
-        _objects(row.true_semantic, row.true_instance, labels, palette, "true", row.photo) if truth else None,  # type: ignore[arg-type]
-        _shaded(error_map(row, labels, matched), row.photo, 0.72) if truth else None,
-    ]
+def class_picture(semantic: Labels, labels: LabelSpace) -> Picture:
+    """Classes [H, W] in their colours [H, W, 3]; those outside the table are void."""
+    return labels.colors()[np.where(semantic < labels.size, semantic, VOID)]
 
 
-def _objects(
-    semantic: Labels,
-    instance: Labels,
-    labels: LabelSpace,
-    palette: dict[tuple[str, int], tuple[int, int, int]],
-    side: str,
-    photo: Picture,
+def object_picture(
+    semantic: Labels, instance: Labels, labels: LabelSpace, colors: Mapping[int, Color], photo: Picture | None = None
 ) -> Picture:
-    """Objects in their colours with dark outlines over pale class colours of the stuff, on a hint of the photo."""
+    """Objects in their colours with dark outlines over pale class colours of the stuff; on a hint of the photo."""
     pale = (0.35 * labels.colors() + 0.65 * 235).astype(np.uint8)
     pale[VOID] = 40
     out = pale[np.where(semantic < labels.size, semantic, VOID)]
     for number in np.unique(instance[instance > 0]):
-        out[instance == number] = palette[side, int(number)]
-    out = _shaded(out, photo, 0.82)
+        out[instance == number] = colors[int(number)]
+    if photo is not None:
+        out = _shaded(out, photo, 0.82)
     edge = np.zeros(instance.shape, dtype=bool)
     edge[:, 1:] |= instance[:, 1:] != instance[:, :-1]
     edge[1:] |= instance[1:] != instance[:-1]
@@ -187,31 +220,37 @@ def _objects(
     return out
 
 
-def _shaded(color: Picture, photo: Picture, strength: float) -> Picture:
-    """Flat colours with some of the photo's luminance, so that shapes stay readable."""
-    grey = photo.astype(np.float32) @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
-    return np.clip(strength * color + (1 - strength) * grey[..., None], 0, 255).astype(np.uint8)
-
-
-def _object_palette(rows: Sequence[SheetRow], matched: dict[int, int]) -> dict[tuple[str, int], tuple[int, int, int]]:
-    """Colour of every ("true", id) and ("predicted", id); matched pairs share one, the others have their own."""
-    true = sorted({int(i) for r in rows if r.true_instance is not None for i in np.unique(r.true_instance) if i > 0})
-    predicted = sorted({int(i) for r in rows for i in np.unique(r.instance) if i > 0})
-    own = [p for p in predicted if p not in matched]
-    colors = [(int(r), int(g), int(b)) for r, g, b in id_colors(1 + len(true) + len(own))[1:]]
-    palette = {("true", t): c for t, c in zip(true, colors, strict=False)}
-    palette |= {("predicted", p): palette["true", t] for p, t in matched.items()}
-    palette |= {("predicted", p): c for p, c in zip(own, colors[len(true) :], strict=True)}
-    return palette
-
-
-def _depth_span(rows: Sequence[SheetRow]) -> tuple[float, float]:
-    values = [r.depth[r.depth > 0].ravel() for r in rows if r.depth is not None]
+def depth_span(maps: Iterable[NDArray[np.floating]]) -> tuple[float, float]:
+    """Depth of the first and the last colour for some depth maps, metres: all but the outer hundredths."""
+    values = [depth[depth > 0].ravel() for depth in maps]
     everything = np.concatenate(values) if values else np.zeros(0)
     if everything.size == 0:
         return 0.0, 1.0
     low, high = np.percentile(everything, [1, 99])
     return float(low), float(max(high, low + 0.1))
+
+
+def _cells(row: SheetRow, labels: LabelSpace, objects: ObjectColors, span: tuple[float, float]) -> list[Picture | None]:
+    truth = error = None
+    if row.true_semantic is not None and row.true_instance is not None:
+        truth = object_picture(row.true_semantic, row.true_instance, labels, objects.true, row.photo)
+        error = _shaded(error_map(row, labels, objects.matched), row.photo, 0.72)
+    return [
+        row.photo,
+        row.render,
+        None if row.depth is None else depth_colors(row.depth, *span),
+        None if row.normal is None else normal_colors(row.normal),
+        class_picture(row.semantic, labels),
+        object_picture(row.semantic, row.instance, labels, objects.predicted, row.photo),
+        truth,
+        error,
+    ]
+
+
+def _shaded(color: Picture, photo: Picture, strength: float) -> Picture:
+    """Flat colours with some of the photo's luminance, so that shapes stay readable."""
+    grey = photo.astype(np.float32) @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
+    return np.clip(strength * color + (1 - strength) * grey[..., None], 0, 255).astype(np.uint8)
 
 
 def _legend(rows: Sequence[SheetRow], labels: LabelSpace) -> list[tuple[str, tuple[int, int, int]]]:

@@ -26,9 +26,10 @@ from panbench.protocol.predictions import PredictionSet
 from panbench.protocol.protocol import Protocol
 from panbench.protocol.results import Origin, SceneResult
 from panbench.protocol.score import STRICT, paper_protocol, score
-from panbench.report.pictures import SheetRow, contact_sheet
+from panbench.report.pictures import ObjectColors, SheetRow, contact_sheet, depth_span
 from panbench.report.summary import METRICS, Row, markdown_summary, print_summary
-from panbench.scene import PanopticMap, Scene
+from panbench.report.views import write_instances, write_views
+from panbench.scene import Frame, PanopticMap, Scene
 from panbench.training.files import write_text
 from panbench.training.finite import spoilt
 from panbench.training.run_dir import RunDirectory, RunManifest
@@ -122,31 +123,45 @@ class Finish:
             logger.log_metrics(values, step=self._manifest.steps)
             logger.save()
 
-    def draw(self, scene: Scene) -> Path:
-        """Write ``pictures/contact_sheet.png``: test views spread evenly over the scene."""
-        predictions = PredictionSet.open(self._run.predictions)
+    def draw(self, scene: Scene) -> None:
+        """Write pictures of test views spread evenly over the scene, and of the instances that were not found.
+
+        The contact sheet and the pictures of the run lie in ``pictures/``, those of the other rows in
+        ``anchors/NAME/pictures/``. Scores do not hang on pictures: if these cannot be written, a warning says so.
+        """
         count = min(_SHEET_VIEWS, len(scene.test))
         chosen = [scene.test[round(i)] for i in np.linspace(0, len(scene.test) - 1, count)]
-        rows: list[SheetRow] = []
-        for frame in scene.frames(chosen):
-            map_, truth = predictions.read(frame.name), frame.truth
-            color, depth = predictions.color(frame.name), predictions.depth(frame.name)
-            rows.append(
-                SheetRow(
-                    name=frame.name,
-                    photo=frame.color.cpu().numpy(),
-                    semantic=map_.semantic.numpy(),
-                    instance=map_.instance.numpy(),
-                    render=None if color is None else color.numpy(),
-                    depth=None if depth is None else depth.numpy(),
-                    normal=_read_normal(self._run.predictions / "normal" / f"{frame.name}.png"),
-                    true_semantic=None if truth is None else truth.semantic.cpu().numpy(),
-                    true_instance=None if truth is None else truth.instance.cpu().numpy(),
-                )
-            )
-        m = self._manifest
-        title = f"{m.method} on {m.dataset} {m.scene}{' (synthetic)' if m.synthetic else ''}, seed {m.seed}"
-        return contact_sheet(rows, scene.labels, self._run.pictures / SHEET, title=title)
+        try:
+            self._draw(scene, chosen, self._run.predictions, self._run.pictures, None)
+            for name in _ANCHORS:
+                folder = self._run.anchors / name
+                if folder.is_dir():
+                    self._draw(scene, chosen, folder, folder / "pictures", name)
+        except OSError as error:
+            cause = error.strerror or str(error)
+            log.warning("pictures are missing (%s): panbench test %s draws them again", cause, self._run.path)
+
+    def _draw(self, scene: Scene, chosen: Sequence[int], predicted: Path, pictures: Path, anchor: str | None) -> None:
+        predictions = PredictionSet.open(predicted)
+        index = {scene.source.name(i): i for i in scene.test}
+        rows = [_sheet_row(frame, predictions) for frame in scene.frames(chosen)]
+        path = _result_path(self._run, anchor, 0, self._protocols[0].id)
+        result = SceneResult.load(path) if path.is_file() else None
+        objects = ObjectColors.of_rows(rows) if result is None else ObjectColors.of(result.counts.unpack())
+        # One scale for all methods, where there is a sensor.
+        measured = [f.depth.cpu().numpy() for f in scene.frames(chosen) if f.depth is not None]
+        span = depth_span(measured or [row.depth for row in rows if row.depth is not None])
+        if anchor is None:
+            m = self._manifest
+            title = f"{m.method} on {m.dataset} {m.scene}{' (synthetic)' if m.synthetic else ''}, seed {m.seed}"
+            contact_sheet(rows, scene.labels, pictures / SHEET, title=title, objects=objects, span=span)
+        write_views(pictures / "views", rows, scene.labels, objects, span)
+        if result is not None:
+
+            def view(name: str) -> SheetRow:
+                return _sheet_row(scene.source.load(index[name]), predictions)
+
+            write_instances(pictures / "instances", result, view, scene.labels, objects)
 
     def _scored(
         self,
@@ -164,8 +179,8 @@ class Finish:
             trust="verified",
             run=str(self._run.path.resolve()),
             command=["panbench", *m.commands[0][1:]] if m.commands else [],
-            # The training-free rows have no settings but their own.
-            settings_hash=m.settings_hash if own else "",
+            # What a training-free row depends on is how the data is given to it: which frames, which depth.
+            settings_hash=m.settings_hash if own else m.data_settings_hash,
             masks=str((self._config["data"].get("init_args") or {}).get("masks") or ""),
             mask_hash=scene.mask_hash,
             data_hash=scene.data_hash,
@@ -236,6 +251,22 @@ def _result_path(run: RunDirectory, anchor: str | None, index: int, protocol: st
     if anchor is None and index == 0:
         return run.result
     return run.results / f"{anchor or 'run'}.{protocol}.json"
+
+
+def _sheet_row(frame: Frame, predictions: PredictionSet) -> SheetRow:
+    map_, truth = predictions.read(frame.name), frame.truth
+    color, depth = predictions.color(frame.name), predictions.depth(frame.name)
+    return SheetRow(
+        name=frame.name,
+        photo=frame.color.cpu().numpy(),
+        semantic=map_.semantic.numpy(),
+        instance=map_.instance.numpy(),
+        render=None if color is None else color.numpy(),
+        depth=None if depth is None else depth.numpy(),
+        normal=_read_normal(predictions.folder / "normal" / f"{frame.name}.png"),
+        true_semantic=None if truth is None else truth.semantic.cpu().numpy(),
+        true_instance=None if truth is None else truth.instance.cpu().numpy(),
+    )
 
 
 def _read_normal(path: Path) -> np.ndarray[Any, np.dtype[np.float32]] | None:

@@ -32,8 +32,8 @@ class RunManifest(BaseModel):
     """``manifest.json`` of a run: what was run, on what, with what, and how far it got.
 
     ``tracked`` holds the settings and hashes that decide the result; their hash names the folder. ``settings_hash`` is
-    over those of the method alone: the same in every scene, with every mask set and seed. ``backend`` is empty until an
-    operator ran.
+    over those of the method alone: the same in every scene, with every mask set and seed; ``data_settings_hash`` over
+    the part of them that methods without training depend on too. ``backend`` is empty until an operator ran.
     """
 
     format_version: int = FORMAT_VERSION
@@ -47,6 +47,7 @@ class RunManifest(BaseModel):
     tracked: dict[str, Any]
     hash: str
     settings_hash: str = ""
+    data_settings_hash: str = ""
     panbench: str = __version__
     commit: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
