@@ -108,6 +108,7 @@ class _Run:
         self._entries: dict[Any, _Entry] = {}  # by Ray's stream of what the task reports
         self._cancelled = False
         self._looked = time.monotonic()
+        self._alive: set[str] = set()  # nodes at the last look
         # Ray's own retries are off: ours count them all.
         self._remote: Any = ray.remote(num_returns="streaming", max_retries=0)(_work)
 
@@ -199,11 +200,13 @@ class _Run:
         """Look at the nodes: tasks on one that is gone are lost; those that fit none are given up in the end.
 
         Ray tells of a lost worker when its connection breaks. A node that falls silent leaves connections standing for
-        many minutes after Ray has declared it dead.
+        minutes after Ray has declared it dead; what was handed to it and had not begun is handed out again.
         """
         import ray
 
         alive: dict[str, dict[str, float]] = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+        gone = self._alive - alive.keys()
+        self._alive = set(alive)
         for stream, entry in list(self._entries.items()):
             if entry.began:
                 if entry.began.node not in alive:
@@ -212,6 +215,9 @@ class _Run:
             needs = _needs(entry.task.resources)
             if any(all(offer.get(name, 0.0) >= amount for name, amount in needs.items()) for offer in alive.values()):
                 entry.unfit_since = None
+                if gone and not self._stop:
+                    ray.cancel(stream)
+                    self._submit(self._entries.pop(stream))
                 continue
             entry.unfit_since = entry.unfit_since or now
             if now >= entry.unfit_since + self._patience:
