@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from panbench.bench.engine import PYTHON, Engine, Outcome, Resources, Task
 from panbench.bench.local import LocalEngine
 from panbench.bench.ray import RayEngine
 from panbench.errors import UserError
+from panbench.protocol.store import ResultStore
 
 slow = pytest.mark.slow
 
@@ -267,6 +268,46 @@ def test_a_log_that_cannot_be_written_is_an_error_of_the_run(nodes: Nodes, tmp_p
     (tmp_path / "logs").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="logs"):
         run_all(RayEngine(nodes.address), [task(tmp_path, "a", "pass")])
+
+
+@slow
+def test_a_plan_gives_the_same_results_on_both_engines_whatever_dies(
+    nodes: Nodes, second: Any, place: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """On Ray, the runner is killed after the first result, and a node is lost while the next runner is at work."""
+    plan = place / "plan.yaml"
+    plan.write_text(plan.read_text().replace("[0, 1, 2]", "[0, 1, 2, 3]") + "resources: {cpus: 1}\n")
+    program = place / "program.py"
+    program.write_text(program.read_text().replace('"PROGRAM_SECONDS", "0"', '"PROGRAM_SECONDS", "1"'))
+
+    def results(store: str) -> set[tuple[object, ...]]:
+        found = [stored.result for stored in ResultStore(place / store)]
+        return {(r.method, r.seed, r.protocol_hash, r.split_hash, r.counts.data) for r in found}
+
+    here = start("--store", "local", "--folder", "bench_local", "--workers", "2")
+    assert here.wait() == 0
+    options = ("--engine", "ray", "--address", nodes.address, "--store", "ray", "--folder", "bench_ray")
+    runner = start(*options)
+    records = place / "bench_ray" / "p" / "cells"
+    end = time.monotonic() + 60
+    while not (done := list(records.glob("*.json"))):
+        assert time.monotonic() < end
+        assert runner.poll() is None
+        time.sleep(0.02)
+    runner.kill()
+    runner.wait()
+    kept = {path: path.read_bytes() for path in done}
+    ran = len((place / "ran").read_text().splitlines())
+    runner = start(*options)
+    while len((place / "ran").read_text().splitlines()) == ran:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    nodes.lose(second)
+    out, _ = runner.communicate(timeout=100)
+    assert runner.returncode == 0, out
+    assert results("ray") == results("local")
+    assert len(results("ray")) == 4
+    assert {path: path.read_bytes() for path in kept} == kept, "what was done did not run again"
 
 
 @slow

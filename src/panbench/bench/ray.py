@@ -75,15 +75,27 @@ class RayEngine:
             yield from _Run(self._stop, self._retries, self._patience).run(tasks, started)
 
 
+@dataclass(frozen=True)
+class _Began:
+    """A task's first report: where it runs."""
+
+    host: str
+    node: str  # Ray's name of it
+
+
 @dataclass
 class _Entry:
     """A task in the hands of Ray."""
 
     task: Task
     attempt: int = 1
-    host: str = ""  # "" until it begins
     told: bool = False
+    began: _Began | None = None
     unfit_since: float | None = None  # since when no node is large enough
+
+    @property
+    def host(self) -> str:
+        return self.began.host if self.began else ""
 
 
 class _Run:
@@ -95,38 +107,30 @@ class _Run:
         self._patience = patience
         self._entries: dict[Any, _Entry] = {}  # by Ray's stream of what the task reports
         self._cancelled = False
-        self._looked = -math.inf
+        self._looked = time.monotonic()
+        self._alive: set[str] = set()  # nodes at the last look
         # Ray's own retries are off: ours count them all.
         self._remote: Any = ray.remote(num_returns="streaming", max_retries=0)(_work)
 
-    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
-        import ray
-
+    def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Iterator[Outcome]:
         waiting = iter(tasks)
         try:
             while True:
-                room = 0 if self._stop else _AHEAD - sum(not entry.host for entry in self._entries.values())
+                room = 0 if self._stop else _AHEAD - sum(entry.began is None for entry in self._entries.values())
                 for task in islice(waiting, max(room, 0)):
                     self._submit(_Entry(_absolute(task)))
                 if not self._entries:
                     return
                 if self._stop:
                     self._cancel()
-                ready, _ = ray.wait(list(self._entries), num_returns=1, timeout=_POLL, fetch_local=False)
-                for stream in ready:
-                    if outcome := self._take(stream, started):
-                        yield outcome
-                if not self._stop:
-                    yield from self._unfit()
+                yield from self._wait(started)
         finally:
             # An exception, or the caller wants no more.
             self._stop.set()
             self._cancel()
             deadline = time.monotonic() + _DRAIN
             while self._entries and time.monotonic() < deadline:
-                ready, _ = ray.wait(list(self._entries), num_returns=1, timeout=_POLL, fetch_local=False)
-                for stream in ready:
-                    self._take(stream, lambda _: None)
+                list(self._wait(lambda _: None))
 
     def _submit(self, entry: _Entry) -> None:
         self._entries[self._remote.options(**_options(entry.task.resources)).remote(entry.task)] = entry
@@ -140,6 +144,18 @@ class _Run:
             for stream in self._entries:
                 ray.cancel(stream)
 
+    def _wait(self, started: Callable[[Task], None]) -> list[Outcome]:
+        """Wait a moment for a report; gives the outcomes that are settled by then."""
+        import ray
+
+        ready, _ = ray.wait(list(self._entries), num_returns=1, timeout=_POLL, fetch_local=False)
+        outcomes = [self._take(stream, started) for stream in ready]
+        now = time.monotonic()
+        if now >= self._looked + _LOOK:
+            self._looked = now
+            outcomes += self._look(now)
+        return [outcome for outcome in outcomes if outcome is not None]
+
     def _take(self, stream: Any, started: Callable[[Task], None]) -> Outcome | None:
         """Take in the next report of a task; gives its outcome if that is settled."""
         import ray
@@ -147,46 +163,61 @@ class _Run:
 
         entry = self._entries[stream]
         try:
-            report = cast("str | Outcome", ray.get(next(stream)))
+            report = cast("_Began | Outcome", ray.get(next(stream)))
         except TaskCancelledError:
             # Comes when the task has ended; of one that had not begun there is nothing to tell.
             del self._entries[stream]
             stopped = Outcome(entry.task.key, -signal.SIGTERM, 0.0, entry.host, entry.attempt, "stopped")
-            return stopped if entry.host else None
+            return stopped if entry.began else None
         except RayTaskError as problem:
             del self._entries[stream]
             raise _explained(problem, entry) from problem
         except (RayError, StopIteration) as problem:
             # The stream's end comes here only if a signal cut off the reading of the report before it.
-            error = "stopped" if self._stop else f"worker lost: {_first_line(problem)}"
-            report = Outcome(entry.task.key, -signal.SIGKILL, 0.0, entry.host, entry.attempt, error)
-        if isinstance(report, str):
-            entry.host, entry.unfit_since = report, None
-            if not entry.told:
-                entry.told = True
-                started(entry.task)
-            return None
-        del self._entries[stream]
-        if report.status < 0 and not self._stop and entry.attempt <= self._retries:
-            self._submit(dataclasses.replace(entry, attempt=entry.attempt + 1, host=""))
-            return None
-        return dataclasses.replace(report, attempts=entry.attempt)
+            return self._lost(stream, _first_line(problem))
+        if isinstance(report, Outcome):
+            return self._settle(stream, report)
+        entry.began, entry.unfit_since = report, None
+        if not entry.told:
+            entry.told = True
+            started(entry.task)
+        return None
 
-    def _unfit(self) -> Iterator[Outcome]:
-        """Give up on tasks that no node has been large enough for, for as long as the patience lasts."""
+    def _lost(self, stream: Any, how: str) -> Outcome | None:
+        entry = self._entries[stream]
+        error = "stopped" if self._stop else f"worker lost: {how}"
+        return self._settle(stream, Outcome(entry.task.key, -signal.SIGKILL, 0.0, entry.host, error=error))
+
+    def _settle(self, stream: Any, outcome: Outcome) -> Outcome | None:
+        """An attempt is over: give the outcome, or try again."""
+        entry = self._entries.pop(stream)
+        if outcome.status < 0 and not self._stop and entry.attempt <= self._retries:
+            self._submit(dataclasses.replace(entry, attempt=entry.attempt + 1, began=None))
+            return None
+        return dataclasses.replace(outcome, attempts=entry.attempt)
+
+    def _look(self, now: float) -> Iterator[Outcome | None]:
+        """Look at the nodes: tasks on one that is gone are lost; those that fit none are given up in the end.
+
+        Ray tells of a lost worker when its connection breaks. A node that falls silent leaves connections standing for
+        minutes after Ray has declared it dead; what was handed to it and had not begun is handed out again.
+        """
         import ray
 
-        now = time.monotonic()
-        waiting = [stream for stream, entry in self._entries.items() if not entry.host]
-        if not waiting or now < self._looked + _LOOK:
-            return
-        self._looked = now
-        offers: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for stream in waiting:
-            entry = self._entries[stream]
+        alive: dict[str, dict[str, float]] = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+        gone = self._alive - alive.keys()
+        self._alive = set(alive)
+        for stream, entry in list(self._entries.items()):
+            if entry.began:
+                if entry.began.node not in alive:
+                    yield self._lost(stream, f"node {entry.host} is gone")
+                continue
             needs = _needs(entry.task.resources)
-            if any(all(offer.get(name, 0.0) >= amount for name, amount in needs.items()) for offer in offers):
+            if any(all(offer.get(name, 0.0) >= amount for name, amount in needs.items()) for offer in alive.values()):
                 entry.unfit_since = None
+                if gone and not self._stop:
+                    ray.cancel(stream)
+                    self._submit(self._entries.pop(stream))
                 continue
             entry.unfit_since = entry.unfit_since or now
             if now >= entry.unfit_since + self._patience:
@@ -197,9 +228,11 @@ class _Run:
                 yield Outcome(entry.task.key, 127, 0.0, "", entry.attempt, error)
 
 
-def _work(task: Task) -> Generator[str | Outcome, None, None]:
+def _work(task: Task) -> Generator[_Began | Outcome, None, None]:
     """On the node: report that the task begins, run it, report how it ended."""
-    yield platform.node()
+    import ray
+
+    yield _Began(platform.node(), ray.get_runtime_context().get_node_id())
     stop = Stop()
 
     def interrupted(number: int, frame: FrameType | None) -> None:
