@@ -173,6 +173,8 @@ class BenchFolder:
         work = self._work(cell.key)
         work.mkdir(parents=True, exist_ok=True)
         needs = self._plan.resources
+        # A cell on a GPU needs few cores; one on cores is given all of a machine like this one.
+        cpus = needs.cpus or (1.0 if needs.gpus else float(os.cpu_count() or 1))
         environment = {"COLUMNS": "120"}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
@@ -183,7 +185,7 @@ class BenchFolder:
             lock=(work / "lock").resolve(),
             folder=Path.cwd(),
             environment=environment,
-            resources=Resources(needs.cpus or float(os.cpu_count() or 1), needs.gpus, needs.gpu_memory_gb),
+            resources=Resources(cpus, needs.gpus, needs.gpu_memory_gb),
         )
 
     def keep(self, cell: Cell, outcome: Outcome) -> CellRecord:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         # Once more, now that no other runner changes it.
         state = bench.state(wanted, retry_failed=args.retry_failed)
         write_text(bench.folder / "plan.yaml", path.read_text(encoding="utf-8"))
-        _run(bench, state, _engine(args, plan, workers), workers)
+        _run(bench, state, _engine(args, plan, workers), workers if args.engine == "local" else 1)
     return _close(plan, bench, state.cells, args)
 
 
@@ -227,6 +227,7 @@ def _run(bench: BenchFolder, state: State, engine: Engine, workers: int) -> None
     free = free_bytes(bench.folder)
     if free < _LITTLE_SPACE:
         log.warning("only %.1f GiB are free where %s is", free / 2**30, bench.folder)
+    # Cells side by side share the cores; on a cluster it is Ray that says how many a cell has.
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=stderr()
