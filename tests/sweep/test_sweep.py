@@ -151,7 +151,9 @@ def test_the_same_file_runs_under_wandb_agent(place: Path) -> None:
     }
     for name in ("WANDB_MODE", "WANDB_SILENT"):
         environment.pop(name, None)
-    with WandbStub([{"model.grow_at": 50}, {"model.grow_at": 2}]) as stub:
+    # The last trial is the run of the first again, which is finished by then.
+    trials = [{"model.grow_at": grow_at} for grow_at in (50, 2, 50)]
+    with WandbStub(trials) as stub:
         environment["WANDB_BASE_URL"] = stub.url
         command = [sys.executable, "-m", "wandb"]
         wandb = {"cwd": place, "env": environment, "capture_output": True, "text": True, "timeout": 240}
@@ -159,10 +161,10 @@ def test_the_same_file_runs_under_wandb_agent(place: Path) -> None:
         assert f"wandb agent somebody/panbench/{SWEEP}" in registered.stderr
         agent = subprocess.run([*command, "agent", f"somebody/panbench/{SWEEP}"], **wandb)
     assert stub.config == yaml.safe_load(text)
-    assert [values for _, values in stub.sent] == [{"model.grow_at": 50}, {"model.grow_at": 2}], agent.stderr
+    assert [values for _, values in stub.sent] == trials, agent.stderr
     # What the server then knows: the runs under its own ids, their parameters, and the metric of the sweep.
-    assert sorted(stub.runs) == ["trial0", "trial1"], agent.stderr
-    for run_id, values, gaussians in (("trial0", 50, 4), ("trial1", 2, 8)):
+    assert sorted(stub.runs) == ["trial0", "trial1", "trial2"], agent.stderr
+    for run_id, values, gaussians in (("trial0", 50, 4), ("trial1", 2, 8), ("trial2", 50, 4)):
         known = stub.runs[run_id]
         assert known["sweep"] == SWEEP
         assert known["config"]["model.grow_at"] == values
