@@ -1,8 +1,7 @@
 """What running cells costs beyond the cells themselves: ``panbench bench`` on many tiny ones.
 
 Every cell is a program that hands in label maps of the tiny room and is scored, a few seconds of work. Overhead is the
-time of the whole command, from start to end, over the sum of the cells' own times divided by the number of workers, less
-one.
+time of the whole command over the sum of the cells' own times divided by the number of workers, less one.
 
 python tools/bench_scheduling.py --cells 200 --workers 2 --engine local
 """

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import pytest
 
+from panbench.bench.artifacts import upload
 from panbench.bench.engine import Outcome, Task
 from panbench.bench.plan import Cell, Plan, cells
 from panbench.bench.runner import BenchFolder, CellRecord, estimate, run_cells
@@ -166,3 +168,28 @@ def test_the_cost_is_judged_by_the_nearest_past(tmp_path: Path, plan_cells: list
 def test_threads_are_shared_among_cells_that_run_side_by_side(bench: BenchFolder, plan_cells: list[Cell]) -> None:
     assert bench.task(plan_cells[0], threads=3).environment["OMP_NUM_THREADS"] == "3"
     assert "OMP_NUM_THREADS" not in bench.task(plan_cells[0]).environment
+
+
+def test_results_of_machines_of_their_own_come_back_through_the_artifacts(store: ResultStore, tmp_path: Path) -> None:
+    class Elsewhere(PretendingEngine):
+        """The run stays where no one else can read it; only its copy is left."""
+
+        def run(self, tasks: Iterable[Task], started: Callable[[Task], None]) -> Generator[Outcome, None, None]:
+            for outcome in super().run(tasks, started):
+                python, dash_m, module, receipt, url = self.seen[-1].commands[1]
+                assert (python, dash_m, module) == ("{python}", "-m", "panbench.bench.artifacts")
+                run = Path(json.loads(Path(receipt).read_text())["run"])
+                upload(run, url)
+                shutil.rmtree(run)
+                Path(receipt).unlink()
+                yield outcome
+
+    plan = Plan.model_validate({**PLAN, "artifacts": f"file://{tmp_path}/bucket"})
+    (tmp_path / "main.yaml").write_text("a: 1\n")
+    bench = BenchFolder(tmp_path / "bench" / "p", store, tmp_path / "runs", plan)
+    todo = cells(plan, tmp_path / "plan.yaml")
+    run(bench, todo, Elsewhere(tmp_path))
+    state = bench.state(todo)
+    assert len(state.done) == 4
+    assert {r.run for r in state.done.values()} == {f"file://{tmp_path}/bucket/p/{cell.key}" for cell in todo}
+    assert len([s for s in store if s.result.method == "ours"]) == 4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,3 +82,18 @@ def test_cells_without_their_data_wait_and_do_not_fail(plan: Path, panbench: Cal
     assert answer.status == 1
     assert "no data: scans/s1 is not there; its cells wait for it" in answer.out
     assert "0 of 2 cells done, 2 missing" in answer.out
+
+
+def test_a_batch_script_runs_the_plan_with_the_same_options(plan: Path, panbench: Callable[..., Any]) -> None:
+    answer = panbench(
+        "bench", "plan.yaml", "--only", "wide*", "--store", "my results", "--slurm", "job.sh", "--nodes", "3"
+    )
+    assert answer.status == 0
+    text = (plan / "job.sh").read_text()
+    assert "#SBATCH --nodes=3" in text
+    subprocess.run(["bash", "-n", "job.sh"], cwd=plan, check=True)
+    # What the shell makes of the last command.
+    command = text[text.index("panbench bench") : text.rindex('"$PLAN"')].replace("'\\''", "'")
+    words = shlex.split(command)
+    assert words[words.index("--only") + 1] == "wide*"
+    assert words[words.index("--store") + 1] == "my results"

@@ -299,6 +299,11 @@ def _cell(
             raise UserError(
                 f"plan {path}: method {method.name}: a study varies settings, which only configurations have"
             )
+        if plan.artifacts is not None:
+            raise UserError(
+                f"plan {path}: method {method.name}: only runs of panbench are copied to artifacts; "
+                "leave it out, on storage that all machines share"
+            )
         facts["data"] = truth = _truth(scene, path)
         decisive["truth"] = str(truth)
         if method.command is not None:

@@ -27,6 +27,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from panbench.bench.artifacts import fetch
 from panbench.bench.engine import PYTHON, Engine, Outcome, Resources, Task
 from panbench.bench.plan import Cell, Plan
 from panbench.errors import UserError
@@ -48,7 +49,7 @@ class CellRecord(BaseModel):
         status: ``done``, or ``failed`` with ``error``.
         error: one line.
         exit_status, seconds, host, attempts: of the engine's :class:`~panbench.bench.engine.Outcome`.
-        run: folder of the run, "" where there is none.
+        run: folder of the run, or where its copy is; "" where there is none.
         results: hashes of its results in the store, those of the training-free rows included.
         ended: UTC, ISO 8601.
     """
@@ -210,7 +211,7 @@ class BenchFolder:
             except UserError as error:
                 record.status, record.error = "failed", str(error)
             else:
-                record.run = str(run or "")
+                record.run = run
                 record.results = [self._put(cell, result) for result in results]
                 if not record.results:
                     record.status, record.error = "failed", "it ended well but left no scores: is there ground truth?"
@@ -221,8 +222,11 @@ class BenchFolder:
 
     def _commands(self, cell: Cell, work: Path) -> Iterator[tuple[str, ...]]:
         if cell.options:
-            place = (f"--run.root={self._runs}", f"--run.receipt={work.resolve() / 'receipt.json'}")
+            receipt = work.resolve() / "receipt.json"
+            place = (f"--run.root={self._runs}", f"--run.receipt={receipt}")
             yield (PYTHON, "-m", "panbench", "fit", *cell.options, *place)
+            if self._plan.artifacts is not None:
+                yield (PYTHON, "-m", "panbench.bench.artifacts", str(receipt), self._copy(cell))
             return
         predictions = cell.predictions or work.resolve() / "predictions"
         if cell.program:
@@ -242,8 +246,12 @@ class BenchFolder:
                 *save,
             )
 
-    def _results(self, cell: Cell) -> tuple[Path | None, list[SceneResult]]:
-        """The run directory and the results that a cell left, its own first."""
+    def _copy(self, cell: Cell) -> str:
+        """Where the copy of a run goes that is made on a machine of its own."""
+        return f"{(self._plan.artifacts or '').rstrip('/')}/{self._plan.name}/{cell.key}"
+
+    def _results(self, cell: Cell) -> tuple[str, list[SceneResult]]:
+        """Where the run is ("" for a program's), and the results that a cell left, its own first."""
         work = self._work(cell.key)
         if not cell.options:
             found = [SceneResult.load(path) for path in sorted(work.glob("*.result.json"))]
@@ -253,14 +261,16 @@ class BenchFolder:
                 if cell.program:
                     result.origin.trust = "verified"
                     result.origin.command = list(cell.program)
-            return None, found
+            return "", found
+        if self._plan.artifacts is not None:
+            fetch(self._copy(cell), work / "copy", only=("result.json", "results/*"))
+            return self._copy(cell), _scores(work / "copy")
         try:
             receipt = json.loads((work / "receipt.json").read_text())
             run = Path(receipt["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{work / 'receipt.json'} does not name the run ({error}); run the cell again") from error
-        paths = [run / "result.json", *sorted((run / "results").glob("*.json"))]
-        return run, [SceneResult.load(path) for path in paths if path.is_file()]
+        return str(run), _scores(run)
 
     def _put(self, cell: Cell, result: SceneResult) -> str:
         """Add a result with its place in the plan; a training-free row that is there already stays one."""
@@ -292,6 +302,12 @@ class BenchFolder:
 
     def _record_path(self, key: str) -> Path:
         return self.folder / "cells" / f"{key}.json"
+
+
+def _scores(run: Path) -> list[SceneResult]:
+    """Results of a run directory, the main one first."""
+    paths = [run / "result.json", *sorted((run / "results").glob("*.json"))]
+    return [SceneResult.load(path) for path in paths if path.is_file()]
 
 
 def _anchor(result: SceneResult) -> tuple[str, ...]:

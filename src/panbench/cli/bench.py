@@ -149,6 +149,9 @@ def _write_slurm(args: argparse.Namespace, path: Path) -> int:
     from panbench.bench.slurm import script
     from panbench.training.files import write_text
 
+    options = ["--folder", str(args.folder), "--store", str(args.store), "--runs", str(args.runs)]
+    options += [word for pattern in args.only or () for word in ("--only", pattern)]
+    options += ["--retry-failed"] if args.retry_failed else []
     text = script(
         path,
         nodes=args.nodes,
@@ -156,6 +159,7 @@ def _write_slurm(args: argparse.Namespace, path: Path) -> int:
         cpus_per_node=args.cpus_per_node,
         time=args.time,
         partition=args.partition,
+        options=[*options, "--retries", str(args.retries)],
     )
     write_text(args.slurm, text)
     log.info("wrote %s; submit it with: sbatch %s", args.slurm, args.slurm)
