@@ -55,12 +55,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished run of the tiny method with both loggers."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "main.yaml").write_text(CONFIG)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "PANBENCH_BACKEND": "reference",
-    }
-    environment.pop("WANDB_MODE", None)  # offline is what a run is by itself
+    # Offline is what a run is by itself; and a test in this process may have left W&B's own variables.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PANBENCH_BACKEND": "reference"}
     command = [sys.executable, "-m", "panbench", "fit", "--config", "main.yaml", "--run.wandb.enable=true"]
     subprocess.run([*command, "--run.tensorboard=true"], cwd=folder, env=environment, check=True, capture_output=True)
     [manifest] = folder.glob("runs/tiny/*/*/*/manifest.json")
@@ -131,8 +128,8 @@ def test_wandb_has_configuration_scores_costs_tables_and_pictures(run: RunDirect
 def test_an_offline_run_is_synced_later(run: RunDirectory) -> None:
     [folder] = run.path.glob("wandb/offline-run-*")
     with WandbStub([]) as stub:
-        environment = {**os.environ, "WANDB_BASE_URL": stub.url, "WANDB_API_KEY": "0" * 40}
-        environment.pop("WANDB_MODE", None)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        environment |= {"WANDB_BASE_URL": stub.url, "WANDB_API_KEY": "0" * 40}
         command = [sys.executable, "-m", "wandb", "sync", str(folder)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=run.path)
     manifest = run.manifest()
