@@ -260,7 +260,10 @@ def test_a_read_only_output_folder_is_found_before_training(configs: Path, panbe
 
 @pytest.mark.slow
 def test_wandb_logs_offline_into_the_run_directory(configs: Path, panbench: Callable) -> None:
+    import wandb
+
     answer = panbench(*QUICK, "--run.wandb.enable=true")
+    wandb.finish()  # as at the end of the process
     assert answer.status == 0, answer.err
     assert list(_only_run(configs).glob("wandb/offline-run-*/*.wandb"))
 

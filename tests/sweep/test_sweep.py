@@ -143,44 +143,35 @@ def test_the_same_file_runs_under_wandb_agent(place: Path) -> None:
     script = place / "bin" / "panbench"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m panbench "$@"\n')
     script.chmod(0o755)
-    environment = {
-        **os.environ,
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {
         "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "WANDB_API_KEY": "0" * 40,
         "WANDB_AGENT_REPORT_INTERVAL": "1",
     }
-    # `wandb sweep` and `wandb agent` talk to the server; the trials, offline, write where the agent told them to.
-    environment.pop("WANDB_SILENT", None)
-    with WandbStub([{"model.grow_at": 50}, {"model.grow_at": 2}]) as stub:
-        environment |= {"WANDB_BASE_URL": stub.url, "WANDB_MODE": "offline"}
-        wandb = [sys.executable, "-m", "wandb"]
-        registered = subprocess.run(
-            [*wandb, "sweep", "tiny.yaml"], cwd=place, env=environment, capture_output=True, text=True, timeout=60
-        )
+    # The last trial is the run of the first again, which is finished by then.
+    trials = [{"model.grow_at": grow_at} for grow_at in (50, 2, 50)]
+    with WandbStub(trials) as stub:
+        environment["WANDB_BASE_URL"] = stub.url
+        command = [sys.executable, "-m", "wandb"]
+        wandb = {"cwd": place, "env": environment, "capture_output": True, "text": True, "timeout": 240}
+        registered = subprocess.run([*command, "sweep", "tiny.yaml"], **wandb)
         assert f"wandb agent somebody/panbench/{SWEEP}" in registered.stderr
-        agent = subprocess.run(
-            [*wandb, "agent", f"somebody/panbench/{SWEEP}"],
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        agent = subprocess.run([*command, "agent", f"somebody/panbench/{SWEEP}"], **wandb)
     assert stub.config == yaml.safe_load(text)
-    assert [values for _, values in stub.sent] == [{"model.grow_at": 50}, {"model.grow_at": 2}], agent.stderr
-    runs = sorted(place.glob("runs/tiny/*/*/*/wandb/offline-run-*/run-*.wandb"))
-    # The agent's run ids, not ours, and its parameters in the run's config.
-    found = {path.stem.removeprefix("run-"): _inspected(path) for path in runs}
-    assert sorted(found) == ["trial0", "trial1"], agent.stderr
-    assert [found[run]["summary"]["gaussians"] for run, _ in stub.sent] == [4, 8]
-    assert [found[run]["config"]["model.grow_at"] for run, _ in stub.sent] == [50, 2]
-    assert [found[run]["config"]["settings"]["model"]["init_args"]["grow_at"] for run, _ in stub.sent] == [50, 2]
-
-
-def _inspected(path: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    assert [values for _, values in stub.sent] == trials, agent.stderr
+    # What the server then knows: the runs under its own ids, their parameters, and the metric of the sweep.
+    assert sorted(stub.runs) == ["trial0", "trial1", "trial2"], agent.stderr
+    for run_id, values, gaussians in (("trial0", 50, 4), ("trial1", 2, 8), ("trial2", 50, 4)):
+        known = stub.runs[run_id]
+        assert known["sweep"] == SWEEP
+        assert known["config"]["model.grow_at"] == values
+        assert known["config"]["settings"]["model"]["init_args"]["grow_at"] == values
+        assert known["summary"]["gaussians"] == gaussians
+        assert known["summary"]["PQ"] == 100
+        assert {name.split("_")[0] for name in known["files"] if name.startswith("media/")} >= {
+            *("media/images/contact", "media/table/per", "media/table/confusion")
+        }
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from wandb_stub import WandbStub
 
 from panbench.errors import UserError
 from panbench.metrics.functional import PairCounts
@@ -54,12 +55,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished run of the tiny method with both loggers."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "main.yaml").write_text(CONFIG)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "PANBENCH_BACKEND": "reference",
-    }
-    environment.pop("WANDB_MODE", None)  # offline is what a run is by itself
+    # Offline is what a run is by itself; and a test in this process may have left W&B's own variables.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PANBENCH_BACKEND": "reference"}
     command = [sys.executable, "-m", "panbench", "fit", "--config", "main.yaml", "--run.wandb.enable=true"]
     subprocess.run([*command, "--run.tensorboard=true"], cwd=folder, env=environment, check=True, capture_output=True)
     [manifest] = folder.glob("runs/tiny/*/*/*/manifest.json")
@@ -124,6 +122,21 @@ def test_wandb_has_configuration_scores_costs_tables_and_pictures(run: RunDirect
     }
     [sheet] = files.glob("media/images/contact_sheet_*.png")
     assert sheet.read_bytes() == (run.pictures / "contact_sheet.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_offline_run_is_synced_later(run: RunDirectory) -> None:
+    [folder] = run.path.glob("wandb/offline-run-*")
+    with WandbStub([]) as stub:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        environment |= {"WANDB_BASE_URL": stub.url, "WANDB_API_KEY": "0" * 40}
+        command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=run.path)
+    manifest = run.manifest()
+    name = f"scene0000_00-tinymethod-tiny-s3-{manifest.hash[:8]}"
+    assert list(stub.runs) == [name], done.stderr
+    assert stub.runs[name]["summary"]["PQ"] == 100
+    assert stub.runs[name]["config"]["hash"] == manifest.hash
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from panbench.training.checkpoint import AtomicCheckpointIO, SaveLast
 from panbench.training.files import write_text
 from panbench.training.finish import Finish, show_result
 from panbench.training.finite import WatchFinite
-from panbench.training.loggers import WandbOptions, log_finished, tensorboard_logger, wandb_logger
+from panbench.training.loggers import WandbOptions, log_finished, tensorboard_logger, under_agent, wandb_logger
 from panbench.training.memory import keep_freed_memory
 from panbench.training.metrics_csv import MetricsCsv
 from panbench.training.progress import TrainingProgress
@@ -273,6 +273,8 @@ def _fit(cli: PanbenchCLI) -> int:
         finish = _finish_of(cli, manifest)
         if manifest.status == "finished" and run.result.is_file():
             log.info("%s is finished; --fresh starts it over", run.path)
+            if under_agent():  # whose trial has its scores all the same
+                log_finished(cli.trainer.loggers, run, manifest)
             show_result(run, stdout())
             return 0
         write_text(run.config, cli.resolved())

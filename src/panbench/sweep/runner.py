@@ -232,7 +232,7 @@ def run_sweep(
             folder.receipt(number).unlink(missing_ok=True)
             yield folder.task(sweep, trial, environment)
 
-    with closing(engine.run(tasks(), lambda task: started(trials[int(task.key)]))) as outcomes:  # pyright: ignore[reportArgumentType]
+    with closing(engine.run(tasks(), lambda task: started(trials[int(task.key)]))) as outcomes:
         for outcome in outcomes:
             if outcome.error == "stopped":
                 continue  # asked for; the trial goes on next time

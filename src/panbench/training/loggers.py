@@ -42,6 +42,11 @@ class WandbOptions:
     tags: list[str] = field(default_factory=list[str])
 
 
+def under_agent() -> bool:
+    """True if ``wandb agent`` started this process."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
 def wandb_logger(
     options: WandbOptions, manifest: RunManifest, run: RunDirectory, config: Callable[[], object]
 ) -> Logger | None:
@@ -53,13 +58,12 @@ def wandb_logger(
         run: its folder; ``wandb/`` is made there.
         config: gives the resolved configuration. It goes below ``settings``: a sweep owns the names of its parameters.
     """
-    agent = bool(os.environ.get("WANDB_SWEEP_ID"))
-    if not options.enable and not agent:
+    if not options.enable and not under_agent():
         return None
     m = manifest
     name = f"{m.scene}-{m.method}-s{m.seed}-{m.hash[:8]}"
     own: dict[str, Any] = {}
-    if not agent:
+    if not under_agent():
         mode = "offline" if options.offline else "online"
         own = {"id": _wandb_id(name), "project": options.project, "entity": options.entity, "mode": mode}
     return WandbLogger(
