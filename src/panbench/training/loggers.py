@@ -68,7 +68,7 @@ def wandb_logger(
         own = {"id": _wandb_id(name), "project": options.project, "entity": options.entity, "mode": mode}
     return WandbLogger(
         name=name,
-        save_dir=str(run.path),
+        save_dir=str(run.path.resolve()),  # the service of W&B has a working folder of its own
         group=options.group,
         tags=options.tags,
         config={
