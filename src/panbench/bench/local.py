@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -78,3 +79,13 @@ class LocalEngine:
             if outcome.status >= 0 or self._stop or attempt > self._retries:
                 return outcome
             attempt += 1
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, by CUDA's number."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]

@@ -13,7 +13,6 @@ the run directory continues where it was, so a crash at any moment costs at most
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from panbench.protocol.results import BenchCell, SceneResult
 from panbench.protocol.score import paper_protocol
 from panbench.protocol.store import ResultStore
 from panbench.training.files import write_text
+from panbench.training.lock import held
 
 log = logging.getLogger(__name__)
 
@@ -114,19 +114,7 @@ class BenchFolder:
             UserError: if another runner has it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                owner = stream.read().strip() or "unknown"
-                raise UserError(
-                    f"{self.folder}: process {owner} runs this plan already; wait for it or stop it"
-                ) from None
-            stream.seek(0)
-            stream.truncate()
-            stream.write(str(os.getpid()))
-            stream.flush()
+        with held(self.folder, "runs this plan already"):
             yield
 
     def state(self, cells: Sequence[Cell], *, retry_failed: bool = False) -> State:

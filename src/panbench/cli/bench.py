@@ -118,21 +118,13 @@ def _workers(args: argparse.Namespace, plan: Plan) -> int:
     """Cells side by side on this machine: as many as its GPUs, or its cores, hold."""
     if args.workers is not None:
         return args.workers
+    from panbench.bench.local import visible_gpus
+
     needs, cores = plan.resources, os.cpu_count() or 1
     by_cores = max(1, int(cores / needs.cpus)) if needs.cpus else 1
     if needs.gpus:
-        return max(1, min(by_cores if needs.cpus else cores, int(len(_gpus()) / needs.gpus)))
+        return max(1, min(by_cores if needs.cpus else cores, int(len(visible_gpus()) / needs.gpus)))
     return by_cores
-
-
-def _gpus() -> list[str]:
-    """Devices that a process may be given, by CUDA's number."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device for device in visible.split(",") if device]
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _engine(args: argparse.Namespace, plan: Plan, workers: int) -> Engine:
@@ -140,9 +132,9 @@ def _engine(args: argparse.Namespace, plan: Plan, workers: int) -> Engine:
         from panbench.bench.ray import RayEngine
 
         return RayEngine(args.address, retries=args.retries)
-    from panbench.bench.local import LocalEngine
+    from panbench.bench.local import LocalEngine, visible_gpus
 
-    return LocalEngine(workers, retries=args.retries, devices=_gpus() if plan.resources.gpus else ())
+    return LocalEngine(workers, retries=args.retries, devices=visible_gpus() if plan.resources.gpus else ())
 
 
 def _write_slurm(args: argparse.Namespace, path: Path) -> int:

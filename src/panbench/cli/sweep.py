@@ -96,12 +96,12 @@ def _show_commands(folder: SweepFolder, sweep: SweepFile, total: int, seed: int)
 
 
 def _run(folder: SweepFolder, sweep: SweepFile, total: int, args: argparse.Namespace) -> None:
-    from panbench.bench.local import LocalEngine
+    from panbench.bench.local import LocalEngine, visible_gpus
     from panbench.report.summary import duration
     from panbench.sweep.runner import run_sweep
 
     side_by_side = args.workers > 1
-    engine = LocalEngine(args.workers, devices=_gpus() if side_by_side else ())
+    engine = LocalEngine(args.workers, devices=visible_gpus() if side_by_side else ())
     threads = max(1, (os.cpu_count() or 1) // args.workers) if side_by_side else None
     log.info("%d trials; state and logs: %s", total, folder.path)
 
@@ -137,16 +137,6 @@ def _run(folder: SweepFolder, sweep: SweepFile, total: int, args: argparse.Names
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Interrupted("the same command continues")
-
-
-def _gpus() -> list[str]:
-    """GPUs of this machine, by CUDA's number."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device for device in visible.split(",") if device]
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _close(folder: SweepFolder, sweep: SweepFile, total: int) -> int:

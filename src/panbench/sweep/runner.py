@@ -7,7 +7,6 @@ time in one piece. A sweep that was killed goes on with the trials that had not 
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from panbench.resources import find_config
 from panbench.sweep.search import Known, Suggest, Values, grid_size, make_search
 from panbench.sweep.spec import SweepFile
 from panbench.training.files import write_text
+from panbench.training.lock import held
 
 
 class Trial(BaseModel):
@@ -130,24 +130,11 @@ class SweepFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / ".lock").open("a+")
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.path} ({error.strerror}); choose another folder with --folder"
             ) from error
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                owner = stream.read().strip() or "unknown"
-                raise UserError(
-                    f"{self.path}: process {owner} runs this sweep already; wait for it or stop it"
-                ) from None
-            stream.seek(0)
-            stream.truncate()
-            stream.write(str(os.getpid()))
-            stream.flush()
+        with held(self.path, "runs this sweep already"):
             yield
 
     def trials(self) -> list[Trial]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from panbench import __version__
 from panbench.errors import UserError
 from panbench.training.files import write_text
+from panbench.training.lock import held
 
 FORMAT_VERSION = 1
 
@@ -144,19 +143,7 @@ class RunDirectory:
         Raises:
             UserError: if another process is training in this folder.
         """
-        with (self.path / ".lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.seek(0)
-                raise UserError(
-                    f"process {stream.read().strip() or 'unknown'} is already working in {self.path}; "
-                    "wait for it or stop it"
-                ) from None
-            stream.seek(0)
-            stream.truncate()
-            stream.write(str(os.getpid()))
-            stream.flush()
+        with held(self.path, "is already working in it"):
             yield
 
 
