@@ -15,6 +15,7 @@ from panbench.report.statistics import (
     RESAMPLES,
     Difference,
     Samples,
+    SceneRule,
     Summary,
     common_seeds,
     difference,
@@ -45,6 +46,7 @@ COST = (
 )
 MEASURED = (*SCORES, *IMAGE, *COST)
 _COMPARED = {column.key for column in (*SCORES, *IMAGE)}
+_OF_PROTOCOL = {column.key for column in SCORES}
 _COUNTS = (
     Column("seeds", "Seeds", None, "", help="Seeds that every scene of the row has."),
     Column("scenes", "Scenes", None, "", help="Scenes of the row, of those of the table."),
@@ -95,15 +97,21 @@ def plan_table(plan: PlanOutline, board: Board | None) -> Table:
     rows: list[Row] = []
     for method in planned:
         mine = [e for e in entries if e.method == method.name]
+        quoted = None
+        if plan.table and method.paper:
+            small = f"{method.paper} in the paper" if mine else ""
+            quoted = paper().tables[plan.table].row(plan.dataset, method.paper, columns, small)
         if board is not None and mine:
             rows += _score_rows(board, mine, columns, entries, rank=False)
+            rows += [] if quoted is None else [replace(quoted, name=method.name)]
+            continue
+        reason = f"not run: {method.unavailable}" if method.unavailable else "not run"
+        if quoted is None:
+            cells = tuple(Cell() for _ in columns)
+            rows.append(Row(method.name, cells, "absent", label=reason, key=f"absent/{method.name}"))
         else:
-            reason = f"not run: {method.unavailable}" if method.unavailable else "not run"
-            absent = tuple(Cell() for _ in columns)
-            rows.append(Row(method.name, absent, "absent", label=reason, note=reason, key=f"absent/{method.name}"))
-        if plan.table and method.paper:
-            quoted = paper().tables[plan.table].row(plan.dataset, method.paper, columns)
-            rows += [] if quoted is None else [quoted]
+            small = "; ".join(part for part in (reason, "the paper's figures", quoted.label) if part)
+            rows.append(replace(quoted, name=method.name, label=small))
     sections = [Section("", tuple(rows))] if rows else []
     if board is not None:
         free = [e for e in board.entries if e.training_free]
@@ -251,7 +259,7 @@ def matrix(board: Board, plan: str, metric: Column) -> Table | None:
     columns = tuple(replace(metric, key=slug(head), title=head, help="") for head in heads)
     scenes = board.defined_scenes(metric.key)
     samples = {key: entry.samples(metric.key, scenes) for key, entry in cells.items()}
-    means = {key: summarise(s, board.rule) for key, s in samples.items()}
+    means = {key: summarise(s, _rule(board, metric.key)) for key, s in samples.items()}
     full = {key for key, entry in cells.items() if board.complete(entry) and not math.isnan(means[key].mean)}
     sign = -1 if metric.better == "low" else 1
     top = max(full, key=lambda key: sign * means[key].mean) if len(full) > 1 else None
@@ -265,7 +273,7 @@ def matrix(board: Board, plan: str, metric: Column) -> Table | None:
                 continue
             d = None
             if top is not None and key != top and key in full and metric.key in _COMPARED:
-                d = difference(samples[key], samples[top], board.rule)
+                d = difference(samples[key], samples[top], _rule(board, metric.key))
             missing = "" if board.complete(cells[key]) else _missing(board, cells[key])
             line.append(_cell(means[key], metric, best=key == top, d=d, note=missing))
         rows.append(Row(base, tuple(line), key=base))
@@ -326,7 +334,7 @@ def _score_rows(
         for e in {e.key: e for e in (*entries, *against)}.values()
         for c in measured
     }
-    summaries = {key: summarise(s, board.rule if key[1] in _COMPARED else "mean") for key, s in samples.items()}
+    summaries = {key: summarise(s, _rule(board, key[1])) for key, s in samples.items()}
     field = [e for e in against if board.complete(e)]
     table = [[summaries[e.key, c.key].mean * c.scale for c in measured] for e in field]
     marks = {e.key: dict(zip(measured, m, strict=True)) for e, m in zip(field, mark_best(measured, table), strict=True)}
@@ -346,7 +354,8 @@ def _score_rows(
             leader = leaders.get(column.key)
             d = None
             if whole and leader is not None and leader.key != entry.key:
-                d = difference(samples[entry.key, column.key], samples[leader.key, column.key], board.rule)
+                rule = _rule(board, column.key)
+                d = difference(samples[entry.key, column.key], samples[leader.key, column.key], rule)
             best = marks.get(entry.key, {}).get(column, False) and entry in field
             cells.append(_cell(summaries[entry.key, column.key], column, best=best, d=d))
         placed = len([r for r in rows if r.rank is not None]) + 1 if rank and whole else None
@@ -455,6 +464,11 @@ def _difference_note(differences: Sequence[Difference | None]) -> str:
     )
 
 
+def _rule(board: Board, metric: str) -> SceneRule:
+    """The protocol's rule for its own scores; all else is averaged as it is."""
+    return board.rule if metric in _OF_PROTOCOL else "mean"
+
+
 def _plain(table: Table) -> Table:
     """A table of one section needs no heading, unless its rows are no runs of methods."""
     if len(table.sections) == 1 and table.sections[0].title == VERIFIED:
@@ -469,5 +483,5 @@ def study_samples(points: Mapping[int, Board], metric: str) -> dict[str, dict[in
         for entry in board.entries:
             samples = entry.samples(metric, board.defined_scenes(metric))
             if board.complete(entry) and scene_means(samples):
-                out[entry.name][order] = summarise(samples, board.rule if metric in _COMPARED else "mean")
+                out[entry.name][order] = summarise(samples, _rule(board, metric))
     return dict(out)

@@ -241,8 +241,7 @@ def _board(
             if reasons:
                 held.append(HeldApart(stored, key, tuple(reasons)))
                 continue
-            settings = "" if is_training_free(result) else result.origin.settings_hash
-            entry = Entry(call(result), settings, result.origin.trust)
+            entry = Entry(call(result), result.origin.settings_hash, result.origin.trust)
             entry = entries.setdefault(entry.key, entry)
             cells[entry.key, NO_SEED if result.seed is None else result.seed].append(stored)
         for (name, seed), same in cells.items():

@@ -24,15 +24,19 @@ class PaperTable(BaseModel):
     own_labels: list[str] = []
     datasets: dict[str, dict[str, list[float]]]
 
-    def row(self, dataset: str, name: str, columns: tuple[Column, ...]) -> Row | None:
-        """The named row with the figures that it has of these columns; None if the paper has no such row."""
+    def row(self, dataset: str, name: str, columns: tuple[Column, ...], label: str = "") -> Row | None:
+        """The named row with the figures that it has of these columns; None if the paper has no such row.
+
+        ``label`` is its small print, to which own masks are added.
+        """
         figures = self.datasets.get(dataset, {}).get(name)
         if figures is None:
             return None
         known = dict(zip(self.columns, figures, strict=True))
         cells = tuple(_cell(known.get(column.key), column) for column in columns)
-        label = "paper, own masks" if name in self.own_labels else "paper"
-        return Row(name, cells, "paper", label=label, key=f"paper/{dataset}/{name}")
+        own = "own masks" if name in self.own_labels else ""
+        small = ", ".join(part for part in (label, own) if part)
+        return Row(name, cells, "paper", label=small, key=f"paper/{dataset}/{name}")
 
     def rows(self, dataset: str, columns: tuple[Column, ...]) -> list[Row]:
         """All rows of one data set."""

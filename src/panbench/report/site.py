@@ -27,7 +27,7 @@ from panbench.report.board_tables import (
     IMAGE,
     MEASURED,
     SCORES,
-    VERDICTS,
+    TRAINING_FREE,
     VERIFIED,
     class_table,
     leaderboard,
@@ -56,6 +56,7 @@ from panbench.report.tables import Cell, Column, Row, Section, Table
 from panbench.training.files import write_text
 
 MARKER = ".panbench-report"
+_AXES = {"gaussians": "number of Gaussians", "fit_seconds": "training time", "peak_memory_bytes": "peak memory"}
 _STATIC = ("site.css", "site.js", "theme.js")
 
 
@@ -72,6 +73,7 @@ class Study:
     """One study on one data set under one protocol."""
 
     plan: PlanOutline
+    axis: str
     title: str
     charts: tuple[Chart, ...]
     note: str
@@ -137,6 +139,15 @@ class PlanPage:
     def file(self) -> str:
         """Name of the page."""
         return f"plan-{slug(self.plan.name)}.html"
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        if self.studies:
+            return f"study of {self.studies[0].axis}"
+        rows = {row.name for table in self.main for row in table.sections[0].rows} if self.main else set[str]()
+        mirror = f", mirrors the paper's Table {self.plan.table}" if self.plan.table else ""
+        return f"{len(rows)} {'method' if len(rows) == 1 else 'methods'}{mirror}"
 
     def tables(self) -> list[Table]:
         """All tables of the page."""
@@ -344,7 +355,7 @@ def _studies(
         for column in (SCORES[0], SCORES[3], SCORES[5], *IMAGE[:1], *COST):
             chart = _study_chart(plan, title, by_point, column, x, numbers if numeric else [], order, values)
             charts += [] if chart is None else [chart]
-        out.append(Study(plan, title, tuple(charts), _study_note(by_point)))
+        out.append(Study(plan, axis, title, tuple(charts), _study_note(by_point)))
     return tuple(out)
 
 
@@ -435,7 +446,7 @@ def _quality_charts(board: Board) -> list[Chart]:
                 rows.append(Row(entry.name, (Cell(x), Cell(y.mean, spread=y.sd)), key=entry.key))
         if len(series) < 2:
             continue
-        caption = f"PQ against {cost.title.lower()}: {board.title}"
+        caption = f"PQ against {_AXES[cost.key]}: {board.title}"
         table = Table(
             f"{board.slug}-quality-{slug(cost.key)}", caption, "Method", (cost, quality), (Section("", tuple(rows)),)
         )
@@ -465,7 +476,7 @@ def _growth_charts(board: Board) -> list[Chart]:
                 series.append(Series(entry.name, tuple(sorted(dots, key=lambda p: p.x)), color))
         if len({p.x for s in series for p in s.points}) < 2:
             continue
-        caption = f"{cost.title} against the number of Gaussians: {board.title}"
+        caption = f"{_AXES[cost.key].capitalize()} against {_AXES[number.key]}: {board.title}"
         table = Table(
             f"{board.slug}-growth-{slug(cost.key)}",
             caption,
@@ -522,8 +533,10 @@ def _overview(report: Report) -> list[dict[str, Any]]:
     out = []
     for page in report.boards:
         rows = [r for s in page.leaderboard.sections if s.title in ("", VERIFIED) for r in s.rows if r.rank is not None]
-        out.append({"page": page, "leaders": rows[:2], "ranked": len(rows), "rows": len(page.leaderboard.rows)})
-    return sorted(out, key=lambda line: (line["page"].board.key.synthetic, -line["rows"]))
+        free = [r for s in page.leaderboard.sections if s.title == TRAINING_FREE for r in s.rows]
+        methods = sum(not entry.training_free for entry in page.board.entries)
+        out.append({"page": page, "leaders": rows[:2], "free": free[:1], "methods": methods})
+    return sorted(out, key=lambda line: (line["page"].board.key.synthetic, -line["methods"]))
 
 
 def _facts(results: Sequence[StoredResult]) -> dict[str, Any]:
@@ -626,6 +639,3 @@ def _signed(number: float, digits: int) -> str:
     """A difference with its sign, the minus as a minus."""
     text = f"{number:+.{digits}f}"
     return "±0" if not float(text) else text.replace("-", "−")
-
-
-__all__ = ["VERDICTS", "Report", "compile_report", "write_site", "write_tables"]
