@@ -36,11 +36,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its title, whether it is logarithmic, and names for whole positions instead of numbers."""
+    """An axis: its title, whether it is logarithmic, names for whole positions instead of numbers, its own ticks."""
 
     title: str
     log: bool = False
     names: tuple[str, ...] = ()
+    ticks: tuple[float, ...] = ()
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -49,7 +50,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.7)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
@@ -74,6 +75,8 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descripti
             marks.append(_dot(px, py, 4.5, s.color, f"{s.name}: {x.title} {_text(p.x)}, {y.title} {_text(p.y)}"))
             left, base, anchor, box = _label(px, py, s.name, taken)
             taken.append(box)
+            if abs(base - py) > 22:
+                marks.append(f'<line class="leader" x1="{px:.1f}" x2="{left:.1f}" y1="{py:.1f}" y2="{base - 4:.1f}"/>')
             marks.append(_write("name", left, base, _short(s.name), anchor))
     return _svg("scatter", frame.axes() + "".join(marks), title, description)
 
@@ -163,6 +166,8 @@ class _Frame:
     def _x_ticks(self) -> list[tuple[float, str]]:
         if self.x_axis.names:
             return [(float(i), name) for i, name in enumerate(self.x_axis.names)]
+        if self.x_axis.ticks:
+            return [(tick, _text(tick)) for tick in self.x_axis.ticks]
         ticks = log_ticks(self.x_low, self.x_high) if self.x_axis.log else nice_ticks(self.x_low, self.x_high)
         return [(tick, _text(tick)) for tick in ticks]
 
@@ -175,7 +180,7 @@ def _box(left: float, top: float, width: float, height: float) -> _Box:
 
 
 def _label(px: float, py: float, name: str, taken: Sequence[_Box]) -> tuple[float, float, str, _Box]:
-    """Where the name of a point fits: right, left, above or below, else where least is covered."""
+    """Where the name of a point fits: beside it, above or below, else further away, where least is covered."""
     width = _LETTER * len(_short(name))
     places = [
         (px + 9, py + 4, "start", _box(px + 9, py - 7, width, 14)),
@@ -187,6 +192,11 @@ def _label(px: float, py: float, name: str, taken: Sequence[_Box]) -> tuple[floa
         (px - 9, py - 9, "end", _box(px - 9 - width, py - 20, width, 14)),
         (px - 9, py + 17, "end", _box(px - 9 - width, py + 6, width, 14)),
     ]
+    for far in (26, 40, 54, 68):
+        for dx, anchor in ((12, "start"), (-12, "end")):
+            for y in (py - far, py + far):
+                left = px + dx - (width if anchor == "end" else 0)
+                places.append((px + dx, y + 4, anchor, _box(left, y - 7, width, 14)))
     area = _box(_LEFT, 2, WIDTH - _LEFT - 2, HEIGHT - _BOTTOM - 4)
 
     def cost(place: tuple[float, float, str, _Box]) -> float:
@@ -194,7 +204,7 @@ def _label(px: float, py: float, name: str, taken: Sequence[_Box]) -> tuple[floa
         outside = (
             max(area[0] - box[0], 0) + max(box[2] - area[2], 0) + max(area[1] - box[1], 0) + max(box[3] - area[3], 0)
         )
-        return 20 * outside + sum(_overlap(box, other) for other in taken)
+        return 20 * outside + sum(_overlap(box, other) for other in taken) + 0.2 * abs(place[1] - py)
 
     return min(places, key=cost)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from panbench.protocol.results import SceneResult
 from panbench.protocol.store import StoredResult
-from panbench.report.boards import is_training_free, masks_in_words
+from panbench.report.boards import TRAINING_FREE, is_training_free, masks_in_words
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,8 @@ def take_pictures(results: Iterable[tuple[str, StoredResult]], runs: Path, site:
             },
             crops=_crops(crops, folder / "instances", site, f"{target}/instances"),
         )
-    return list(seen.values())
+    # Trained methods before the rows that need no training.
+    return sorted(seen.values(), key=lambda run: (run.method in TRAINING_FREE, run.name, run.scene))
 
 
 def comparison(runs: Iterable[PicturedRun]) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def comparison(runs: Iterable[PicturedRun]) -> list[dict[str, Any]]:
         {
             "title": title,
             "size": members[0].size,
-            "runs": [{"name": run.name, "hash": run.hash, "views": run.views} for run in members],
+            "runs": [{"name": run.name, "method": run.method, "views": run.views} for run in members],
         }
         for title, members in sorted(grounds.items())
     ]

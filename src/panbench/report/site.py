@@ -21,7 +21,6 @@ from panbench.protocol import Protocol
 from panbench.protocol.protocol import protocol_ids
 from panbench.protocol.results import BenchCell, SceneResult
 from panbench.protocol.store import StoredResult
-from panbench.report import tables
 from panbench.report.board_tables import (
     COST,
     IMAGE,
@@ -52,11 +51,11 @@ from panbench.report.gallery import PicturedRun, comparison, take_pictures
 from panbench.report.paper import paper
 from panbench.report.plans import PlanOutline
 from panbench.report.statistics import summarise
-from panbench.report.tables import Cell, Column, Row, Section, Table
+from panbench.report.tables import Cell, Column, Row, Section, Table, csv_text, heading, latex, markdown
 from panbench.training.files import write_text
 
 MARKER = ".panbench-report"
-_AXES = {"gaussians": "number of Gaussians", "fit_seconds": "training time", "peak_memory_bytes": "peak memory"}
+_AXES = {"gaussians": "the number of Gaussians", "fit_seconds": "training time", "peak_memory_bytes": "peak memory"}
 _STATIC = ("site.css", "site.js", "theme.js")
 
 
@@ -184,7 +183,7 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
     """Write every table as Markdown, CSV and LaTeX; returns the files."""
     out: list[Path] = []
     for table in report.tables():
-        for ending, text in (("md", tables.markdown), ("csv", tables.csv_text), ("tex", tables.latex)):
+        for ending, text in (("md", markdown), ("csv", csv_text), ("tex", latex)):
             path = folder / f"{table.slug}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text(table), encoding="utf-8")
@@ -232,18 +231,14 @@ def _write_pages(report: Report, pictured: list[PicturedRun], folder: Path, stor
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        report=report,
-        version=__version__,
-        heading=tables.heading,
-        shown=tables.shown,
-        signed=_signed,
-        isnan=math.isnan,
-        slug=slug,
-        masks_in_words=masks_in_words,
-        paper_title=paper().title,
-        paper_authors=paper().authors,
-    )
+    shared: dict[str, Any] = {
+        "report": report,
+        "version": __version__,
+        "signed": _signed,
+        "isnan": math.isnan,
+        "paper_title": paper().title,
+        "paper_authors": paper().authors,
+    }
     pages: list[tuple[str, str, dict[str, Any]]] = [
         ("index.html", "index.html", {"overview": _overview(report), "facts": _facts(report.results)}),
         *((f"{p.board.slug}.html", "board.html", {"page": p}) for p in report.boards),
@@ -257,7 +252,7 @@ def _write_pages(report: Report, pictured: list[PicturedRun], folder: Path, stor
         ("paper.html", "paper.html", {}),
     ]
     for name, template, context in pages:
-        text = environment.get_template(template).render(here=name, **context)
+        text = environment.get_template(template).render(here=name, **shared, **context)
         write_text(folder / name, text)
 
 
@@ -350,7 +345,8 @@ def _studies(
         first = next(iter(by_point.values()))
         title = f"{first.data}, {first.key.protocol}"
         spaced = numeric and min(numbers) > 0 and max(numbers) / min(numbers) >= 16
-        x = Axis(axis, log=spaced, names=() if numeric else tuple(str(v) for v in values))
+        names = () if numeric else tuple(str(v) for v in values)
+        x = Axis(axis, log=spaced, names=names, ticks=tuple(numbers) if numeric and len(numbers) <= 8 else ())
         charts = []
         for column in (SCORES[0], SCORES[3], SCORES[5], *IMAGE[:1], *COST):
             chart = _study_chart(plan, title, by_point, column, x, numbers if numeric else [], order, values)
@@ -396,7 +392,8 @@ def _study_chart(
         replace(column, key=slug(f"{variant}"), title=str(v), unit="", help="")
         for variant, v in zip(order, values, strict=True)
     )
-    caption = f"{column.title} against {x.title}: {plan.title or plan.name}, {title}"
+    what = _AXES.get(column.key, column.title).removeprefix("the ")
+    caption = f"{what[0].upper()}{what[1:]} against {x.title}: {plan.title or plan.name}, {title}"
     table = Table(
         f"study-{slug(plan.name)}-{slug(title)}-{slug(column.key)}",
         caption,
@@ -404,7 +401,7 @@ def _study_chart(
         columns,
         (Section("", tuple(rows)),),
     )
-    drawn = lines(series, x, Axis(tables.heading(column)), title=caption, description=_described(series, column))
+    drawn = lines(series, x, Axis(heading(column)), title=caption, description=_described(series, column))
     return Chart(Markup(drawn), table)
 
 
@@ -451,7 +448,7 @@ def _quality_charts(board: Board) -> list[Chart]:
             f"{board.slug}-quality-{slug(cost.key)}", caption, "Method", (cost, quality), (Section("", tuple(rows)),)
         )
         xs = [p.x for s in series for p in s.points]
-        x_axis = Axis(tables.heading(cost), log=max(xs) / min(xs) >= 8)
+        x_axis = Axis(heading(cost), log=max(xs) / min(xs) >= 8)
         description = "; ".join(f"{s.name}: {quality.show(s.points[0].y)}" for s in series[:8]) + "."
         drawn = scatter(series, x_axis, Axis("PQ"), title=caption, description=description)
         out.append(Chart(Markup(drawn), table))
@@ -484,7 +481,7 @@ def _growth_charts(board: Board) -> list[Chart]:
             (number, cost),
             (Section("", tuple(rows)),),
         )
-        axes = Axis(tables.heading(number)), Axis(tables.heading(cost))
+        axes = Axis(heading(number)), Axis(heading(cost))
         drawn = lines(series, *axes, title=caption, description=_described(series, cost))
         out.append(Chart(Markup(drawn), table))
     return out

@@ -141,11 +141,11 @@ class Table:
 
 
 def mark_best(columns: Sequence[Column], rows: Sequence[Sequence[float]]) -> list[list[bool]]:
-    """Which values [row][column] are the best of their column as shown; nobody's where only one row has a value."""
+    """Which values [row][column] are the best of their column as shown; none where all look the same."""
     out = [[False] * len(columns) for _ in rows]
     for c, column in enumerate(columns):
         known = [row[c] for row in rows if not math.isnan(row[c])]
-        if column.better == "" or len(known) < 2:
+        if column.better == "" or len({column.show(v) for v in known}) < 2:
             continue
         best = max(known) if column.better == "high" else min(known)
         for r, row in enumerate(rows):

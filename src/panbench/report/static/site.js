@@ -175,6 +175,7 @@ function setUpGallery() {
 /* Two methods side by side */
 
 const KINDS = ["render", "semantic", "instance", "error", "depth", "normal"];
+const LABELS = ["semantic", "instance", "error"];
 const TRUTH = { render: "photo", semantic: "truth_semantic", instance: "truth_instance" };
 
 function fill(select, names, wanted) {
@@ -215,6 +216,7 @@ function setUpComparison() {
       byId(`tag-${side}`).textContent = select.value;
       if (!path) missing.push(`${select.value} has no picture "${kind.value}" of this view.`);
     }
+    stage.classList.toggle("labels", LABELS.includes(kind.value));
     byId("missing").textContent = missing.join(" ");
     all("button", views).forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.view === view)));
     const state = { scene: ground.value, left: left.value, right: right.value, show: kind.value, view };
@@ -225,8 +227,13 @@ function setUpComparison() {
     const runs = current().runs;
     const names = [...runs.map((r) => r.name), truth];
     fill(left, names, wanted.left ?? left.value);
-    fill(right, names, wanted.right ?? right.value);
-    if (left.value === right.value) right.value = names[(names.indexOf(left.value) + 1) % names.length];
+    const before = wanted.right ?? right.value;
+    fill(right, names, before);
+    if (left.value === right.value || !names.includes(before)) {
+      // Another method than the left one says more than another seed of it.
+      const method = (runs.find((r) => r.name === left.value) || {}).method;
+      right.value = (runs.find((r) => r.method !== method) || { name: truth }).name;
+    }
     const kinds = KINDS.filter((k) => runs.some((r) => Object.values(r.views).some((v) => v[k])));
     fill(kind, kinds, wanted.show ?? (kind.value || "instance"));
     const named = [...new Set(runs.flatMap((r) => Object.keys(r.views)))];
