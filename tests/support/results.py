@@ -238,6 +238,7 @@ def _instance(index: int, pq: float) -> InstanceResult:
     coverage = pq if verdict == "found" else pq / 3
     return InstanceResult(
         true_id=index + 1, true_class=3, class_name="chair", pixels=900 - 80 * index, coverage=coverage,
-        best_id=index + 1, best_class=3, parts=[(index + 1, coverage / 100)], merged_with=[], frames=3, switches=index % 2,
+        best_id=index + 1, best_class=3, parts=[(index + 1, coverage / 100)], merged_with=[], frames=3,
+        switches=index % 2,
         verdict=verdict,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -55,7 +55,7 @@ _COUNTS = (
 VERIFIED = "Run by panbench"
 SUBMITTED = "Submitted predictions, scored here"
 TRAINING_FREE = "Without training: the pseudo-masks themselves, and their vote in voxels with the test frames' depth"
-PAPER = "Quoted from the paper, not comparable"
+QUOTED = "Quoted from the paper, not comparable"
 
 VERDICTS = ("found", "poor", "split", "merged", "wrong class", "missed")
 
@@ -72,7 +72,7 @@ def leaderboard(board: Board) -> Table:
         sections.append(Section(title, tuple(rows)))
     quoted = _quoted(board, columns)
     if quoted:
-        sections.append(Section(PAPER, tuple(quoted)))
+        sections.append(Section(QUOTED, tuple(quoted)))
     title = f"Leaderboard: {board.title}"
     return _plain(
         Table(f"{board.slug}-leaderboard", title, "Method", columns, tuple(sections), _notes(board, sections))
