@@ -147,8 +147,10 @@ def grid(
                     rng = np.random.default_rng(int(hashed(method, scene, seed)[:8], 16))
                     score = pq + 3.0 * s + noise * float(rng.normal())
                     yield result(method, scene, seed, pq=score, protocol=protocol, **more)
+            beside = result(next(iter(methods)), scene, seeds[0], protocol=protocol, **more).origin.run
+            masks = more.get("masks", "medium")
             for name, pq in (("raw-masks", 36.0), ("voxel-vote", 66.0)):
-                yield result(name, scene, None, pq=pq + 3.0 * s, protocol=protocol, masks=more.get("masks", "medium"))
+                yield result(name, scene, None, pq=pq + 3.0 * s, protocol=protocol, masks=masks, run=beside)
 
 
 def crossed(

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         "--out", type=Path, metavar="FOLDER", help="where to write; an earlier report there is replaced (default: site)"
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="run directories, for pictures (default: runs)"
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="run directories, for pictures (default runs)"
     )
     parser.add_argument(
         "--plan",
