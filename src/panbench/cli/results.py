@@ -147,7 +147,14 @@ def _merge(store: ResultStore, args: argparse.Namespace) -> int:
 def _add(store: ResultStore, args: argparse.Namespace) -> int:
     from panbench.protocol.results import SceneResult
 
-    loaded = [SceneResult.load(path) for given in args.paths for path in _result_files(given)]
+    loaded: list[SceneResult] = []
+    for given in args.paths:
+        first, *others = [SceneResult.load(path) for path in _result_files(given)]
+        for other in others:
+            # Of the training-free rows, schema 1 recorded the hash of the masks but not their name.
+            if not other.origin.masks and other.origin.mask_hash == first.origin.mask_hash:
+                other.origin.masks = first.origin.masks
+        loaded += [first, *others]
     for result in loaded:
         log.info("%s  %s on %s, %s", store.add(result)[:8], result.method, result.scene, result.protocol)
     return 0
