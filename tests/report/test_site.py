@@ -14,7 +14,7 @@ from panbench.cli.report import main
 from panbench.errors import UserError
 from panbench.protocol.store import ResultStore, StoredResult
 from panbench.report.gallery import comparison, find_pictures, take_pictures
-from results import result, write_pictures
+from results import result, study, write_pictures
 
 
 class _Links(HTMLParser):
@@ -159,6 +159,17 @@ def test_an_empty_store_makes_a_site_that_says_so(tmp_path: Path) -> None:
     assert main(["--store", str(tmp_path / "results"), "--out", str(tmp_path / "site")]) == 0
     assert "holds no results yet" in (tmp_path / "site" / "index.html").read_text()
     assert "no pictures here" in (tmp_path / "site" / "compare.html").read_text()
+
+
+def test_a_store_of_one_study_leads_to_its_curves(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "results")
+    for item in study("views", "views", {5: {"a": 50.0}, 40: {"a": 70.0}}):
+        store.add(item)
+    assert main(["--store", str(store.folder), "--out", str(tmp_path / "site"), "--bench", str(tmp_path / "none")]) == 0
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert "holds no results" not in index
+    assert "plan-views.html" in index
+    assert "<polyline" in (tmp_path / "site" / "plan-views.html").read_text()
 
 
 def test_tables_alone_go_where_they_are_wanted(made: Made, tmp_path: Path) -> None:

@@ -64,4 +64,4 @@ def paper() -> Paper:
 def _cell(figure: float | None, column: Column) -> Cell:
     if figure is None:
         return Cell()
-    return Cell(figure, text=f"{figure:,.0f}" if column.digits == 0 else f"{figure:.2f}", note=SOURCE)
+    return Cell(figure, text=f"{figure:g}" if column.key == "gaussians" else f"{figure:.2f}", note=SOURCE)

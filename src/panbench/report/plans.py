@@ -70,6 +70,13 @@ def read_plan(path: Path) -> PlanOutline:
     if table and dataset not in (paper().tables[table].datasets if table in paper().tables else ()):
         known = ", ".join(f"{n} ({', '.join(t.datasets)})" for n, t in paper().tables.items())
         raise UserError(f"{path}: paper: there is no table {table} on {dataset or 'no dataset'}: known: {known}")
+    for method in listed if table else ():
+        rows = paper().tables[table].datasets[dataset]
+        if method.paper and method.paper not in rows:
+            raise UserError(
+                f"{path}: methods: {method.name}: the paper's Table {table} has no row {method.paper!r}: "
+                f"it has {', '.join(rows)}"
+            )
     return PlanOutline(
         name=plan["name"],
         title=str(plan.get("title") or ""),

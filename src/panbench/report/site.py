@@ -56,6 +56,7 @@ from panbench.training.files import write_text
 
 MARKER = ".panbench-report"
 _AXES = {"gaussians": "the number of Gaussians", "fit_seconds": "training time", "peak_memory_bytes": "peak memory"}
+_LONG = {"gaussians": "Number of Gaussians", "fit_seconds": "Training time", "peak_memory_bytes": "Peak memory"}
 _STATIC = ("site.css", "site.js", "theme.js")
 
 
@@ -392,8 +393,8 @@ def _study_chart(
         replace(column, key=slug(f"{variant}"), title=str(v), unit="", help="")
         for variant, v in zip(order, values, strict=True)
     )
-    what = _AXES.get(column.key, column.title).removeprefix("the ")
-    caption = f"{what[0].upper()}{what[1:]} against {x.title}: {plan.title or plan.name}, {title}"
+    what = _LONG.get(column.key, column.title)
+    caption = f"{what} against {x.title}: {plan.title or plan.name}, {title}"
     table = Table(
         f"study-{slug(plan.name)}-{slug(title)}-{slug(column.key)}",
         caption,
@@ -473,7 +474,7 @@ def _growth_charts(board: Board) -> list[Chart]:
                 series.append(Series(entry.name, tuple(sorted(dots, key=lambda p: p.x)), color))
         if len({p.x for s in series for p in s.points}) < 2:
             continue
-        caption = f"{_AXES[cost.key].capitalize()} against {_AXES[number.key]}: {board.title}"
+        caption = f"{_LONG[cost.key]} against {_AXES[number.key]}: {board.title}"
         table = Table(
             f"{board.slug}-growth-{slug(cost.key)}",
             caption,
