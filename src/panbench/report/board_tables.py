@@ -418,8 +418,10 @@ def _missing(board: Board, entry: Entry) -> str:
 
 
 def _quoted(board: Board, columns: tuple[Column, ...]) -> list[Row]:
-    """The paper's Table I, beside real scenes under the published protocol of the same data set."""
+    """The paper's Table I, beside the paper's scenes under the published protocol of their data set."""
     if board.key.synthetic or board.key.protocol.partition("@")[0] != f"{board.key.dataset}-paper":
+        return []
+    if not set(board.scenes) & set(paper().scenes.get(board.key.dataset, ())):
         return []
     return paper().tables["I"].rows(board.key.dataset, columns)
 

@@ -45,12 +45,13 @@ class PaperTable(BaseModel):
 
 
 class Paper(BaseModel):
-    """The paper and its tables by number."""
+    """The paper, the scenes it was run on by data set, and its tables by number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     authors: str
+    scenes: dict[str, list[str]]
     tables: dict[str, PaperTable]
 
 
