@@ -122,7 +122,9 @@ def test_keys_are_safe_as_file_names(tmp_path: Path) -> None:
     [
         ("name: [", "is not YAML"),
         ("just text", "is not a plan"),
-        (MINIMAL + "sedes: [1]\n", "sedes: Extra inputs are not permitted"),
+        (MINIMAL + "sedes: [1]\n", r"sedes: no such key; did you mean seeds\?"),
+        (MINIMAL.replace("{name: a}", "{name: a, confg: x}"), r"methods\.0\.confg: no such key; did you mean config\?"),
+        (MINIMAL.replace("{name: room}", "{set: {}}"), r"scenes\.0\.name: is missing"),
         (MINIMAL.replace("name: p", "name: a/b"), "name: String should match pattern"),
         (MINIMAL.replace("[{name: a}]", "[]"), "give methods, or bases and heads"),
         (MINIMAL + "bases: {a: base.yaml}\n", "bases and heads are crossed"),

@@ -43,7 +43,7 @@ def test_a_plan_gives_its_rows_in_order_with_crossed_ones_last(tmp_path: Path) -
     ("plan", "message"),
     [
         ("methods: [", "not YAML"),
-        ("- a list", "is no plan: it has no name"),
+        ("- a list", "is not a plan"),
         ({"name": "x", "methods": [{"config": "a.yaml"}]}, "every method needs a name"),
         ({"name": "x", "methods": {"a": 1}}, "methods: is no list"),
         ({"name": "x", "paper": "I"}, "paper: is no mapping"),

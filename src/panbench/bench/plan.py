@@ -38,8 +38,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from panbench.authored import read_mapping, validated
 from panbench.errors import UserError
 from panbench.protocol.protocol import Protocol
 from panbench.resources import asset, find_config
@@ -219,25 +220,7 @@ def load_plan(path: Path) -> Plan:
     Raises:
         UserError: with the first thing that is wrong in it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"plan {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"plan {path}: is not UTF-8 text") from error
-    try:
-        record = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"plan {path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"plan {path}: is not a plan: it needs at least name, methods and scenes")
-    try:
-        return Plan.model_validate(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"plan {path}: {f'{where}: ' if where else ''}{message}") from error
+    return validated(Plan, read_mapping(path, "a plan: it needs at least name, methods and scenes"), path)
 
 
 def find_plan(path: str) -> Path:
@@ -296,12 +279,10 @@ def _cell(
     filled = {"{scene}": scene.name, "{seed}": str(seed)}
     if method.command is not None or method.predictions is not None:
         if plan.study:
-            raise UserError(
-                f"plan {path}: method {method.name}: a study varies settings, which only configurations have"
-            )
+            raise UserError(f"{path}: method {method.name}: a study varies settings, which only configurations have")
         if plan.artifacts is not None:
             raise UserError(
-                f"plan {path}: method {method.name}: only runs of panbench are copied to artifacts; "
+                f"{path}: method {method.name}: only runs of panbench are copied to artifacts; "
                 "leave it out, on storage that all machines share"
             )
         facts["data"] = truth = _truth(scene, path)
@@ -315,7 +296,7 @@ def _cell(
         return Cell(**facts, digest=_digest(decisive))
     named = method.config or plan.config
     if named is None:
-        raise UserError(f"plan {path}: method {method.name} has no config, and the plan has none for all")
+        raise UserError(f"{path}: method {method.name} has no config, and the plan has none for all")
     config = _find(path, named)
     settings = {**plan.set, **method.set, **scene.set, **(point.set if point else {})}
     facts["data"] = _scene_folder(settings)
@@ -342,7 +323,7 @@ def _truth(scene: SceneEntry, path: Path) -> Path:
         return _beside(path, scene.truth)
     folder = _scene_folder(scene.set)
     if folder is None:
-        raise UserError(f"plan {path}: scene {scene.name}: give truth, the scene's folder, to score predictions with")
+        raise UserError(f"{path}: scene {scene.name}: give truth, the scene's folder, to score predictions with")
     return folder
 
 
@@ -364,7 +345,7 @@ def _find(path: Path, name: str) -> Path:
     try:
         return find_config(name).resolve()
     except UserError as error:
-        raise UserError(f"plan {path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _authored(path: Path) -> object:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from panbench.errors import Interrupted, UserError
+from panbench.cli.options import positive, stoppable
+from panbench.errors import UserError
 
 if TYPE_CHECKING:
     from panbench.bench.engine import Engine
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--retry-failed", action="store_true", help="run cells that failed before once more")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="where cells run (default: local)")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="local: cells side by side (default: what fits)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="local: cells side by side (default: what fits)")
     parser.add_argument("--address", help="ray: of the cluster, or auto; default: a cluster of this machine alone")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="tries more for a cell that was killed")
     parser.add_argument("--folder", type=Path, default=Path("bench"), help="state and logs (default: bench)")
@@ -90,19 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         "--slurm", type=Path, metavar="OUT.sh", help="write a batch script that runs the plan, run nothing"
     )
     slurm = parser.add_argument_group("for --slurm")
-    slurm.add_argument("--nodes", type=_positive, default=1)
+    slurm.add_argument("--nodes", type=positive, default=1)
     slurm.add_argument("--gpus-per-node", type=int, default=1)
-    slurm.add_argument("--cpus-per-node", type=_positive, default=16)
+    slurm.add_argument("--cpus-per-node", type=positive, default=16)
     slurm.add_argument("--time", default="24:00:00", help="limit of the job")
     slurm.add_argument("--partition")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _only(all_cells: Sequence[Cell], patterns: Sequence[str] | None) -> list[Cell]:
@@ -248,17 +240,8 @@ def _run(bench: BenchFolder, state: State, engine: Engine, workers: int) -> None
             progress.advance(bar)
             describe()
 
-        previous = signal.signal(signal.SIGTERM, _stop)
-        try:
+        with stoppable():
             run_cells(bench, state.pending, engine, threads=threads, started=started, ended=ended)
-        except KeyboardInterrupt:
-            raise Interrupted("the same command continues") from None
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("the same command continues")
 
 
 def _close(plan: Plan, bench: BenchFolder, all_cells: Sequence[Cell], args: argparse.Namespace) -> int:

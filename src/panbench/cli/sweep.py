@@ -8,13 +8,12 @@ import io
 import logging
 import os
 import shlex
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from panbench.errors import Interrupted, UserError
+from panbench.cli.options import positive, stoppable
+from panbench.errors import UserError
 
 if TYPE_CHECKING:
     from panbench.sweep.runner import SweepFolder, Trial
@@ -65,21 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", metavar="FILE", help="sweep file, e.g. configs/sweep/bases.yaml")
     parser.add_argument(
-        "--count", type=_positive, metavar="N", help="stop at N trials, earlier ones included (or run_cap in the file)"
+        "--count", type=positive, metavar="N", help="stop at N trials, earlier ones included (or run_cap in the file)"
     )
-    parser.add_argument("--workers", type=_positive, default=1, metavar="K", help="trials side by side (default: 1)")
+    parser.add_argument("--workers", type=positive, default=1, metavar="K", help="trials side by side (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of random and bayes; another seed is another sweep")
     parser.add_argument("--folder", type=Path, default=Path("sweeps"), help="state and logs (default: sweeps)")
     parser.add_argument("--retry-failed", action="store_true", help="run trials that failed before once more")
     parser.add_argument("--dry-run", action="store_true", help="show the commands of the trials; run nothing")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _show_commands(folder: SweepFolder, sweep: SweepFile, total: int, seed: int) -> int:
@@ -116,8 +108,7 @@ def _run(folder: SweepFolder, sweep: SweepFile, total: int, args: argparse.Names
         value = "" if sweep.metric is None else f": {sweep.metric.name} {_short(trial.value)}"
         log.info("trial %d done in %s%s", trial.number, duration(trial.seconds), value)
 
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
+    with stoppable():
         run_sweep(
             folder,
             sweep,
@@ -129,14 +120,6 @@ def _run(folder: SweepFolder, sweep: SweepFile, total: int, args: argparse.Names
             started=started,
             ended=ended,
         )
-    except KeyboardInterrupt:
-        raise Interrupted("the same command continues") from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("the same command continues")
 
 
 def _close(folder: SweepFolder, sweep: SweepFile, total: int) -> int:

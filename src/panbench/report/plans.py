@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
+from panbench.authored import read_mapping
 from panbench.errors import UserError
 from panbench.report.paper import paper
 
@@ -53,15 +52,9 @@ def read_plan(path: Path) -> PlanOutline:
     Raises:
         UserError: if it cannot be read, is no plan, or names a table that the paper does not have.
     """
-    try:
-        data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): give a plan file as --plan FILE") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+    plan = read_mapping(path, "a plan")
+    if not isinstance(plan.get("name"), str):
         raise UserError(f"{path}: is no plan: it has no name")
-    plan = cast("dict[str, Any]", data)
     bases, heads = (tuple(map(str, plan.get(key) or ())) for key in ("bases", "heads"))
     listed = [_method(path, item) for item in _items(path, plan, "methods")]
     crossed = [PlannedMethod(f"{base}-{head}") for base in bases for head in heads]

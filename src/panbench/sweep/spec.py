@@ -6,17 +6,15 @@ draws u; Bayesian search looks for the best u, so that a logarithmic or normal p
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from panbench.errors import UserError
+from panbench.authored import read_mapping, validated
 
 Method = Literal["grid", "random", "bayes"]
 Distribution = Literal[
@@ -237,30 +235,5 @@ def load_sweep(path: Path) -> SweepFile:
     Raises:
         UserError: if it is missing, no YAML, or says what a sweep file cannot say.
     """
-    try:
-        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no sweep file; one begins with method: grid, random or bayes")
-    try:
-        return SweepFile.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        model = Parameter if where.startswith("parameters.") else Metric if where.startswith("metric.") else SweepFile
-        near = difflib.get_close_matches(str(first["loc"][-1]), model.model_fields, n=1)
-        message = (
-            f"no such key; did you mean {near[0]}?" if near else f"no such key; known: {', '.join(model.model_fields)}"
-        )
-    elif first["type"] == "missing":
-        message = "is missing"
-    return f"{where}: {message}" if where else message
+    what = "a sweep file; one begins with method: grid, random or bayes"
+    return validated(SweepFile, read_mapping(path, what), path)
