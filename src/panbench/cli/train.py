@@ -338,9 +338,9 @@ def _score(cli: PanbenchCLI, finish: Finish, manifest: RunManifest, weights: Pat
     finish.score(cli.datamodule.scene)
     finish.log(cli.trainer.loggers)
     finish.draw(cli.datamodule.scene)
-    log_finished(cli.trainer.loggers, cli.run_dir, manifest)
     manifest.status = "finished"
     cli.run_dir.write_manifest(manifest)
+    log_finished(cli.trainer.loggers, cli.run_dir, manifest)
     show_result(cli.run_dir, stdout())
 
 
