@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from panbench.errors import UserError
-from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.gaussians.density import AdaptiveDensityControl
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.heads import NoHead, PanopticHead, QueryHead

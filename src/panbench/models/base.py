@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from panbench import ops
 from panbench.errors import UserError
-from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.gaussians.density import DensityContext, DensityControl
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.init import PointCloud, from_rgbd, neighbour_scale
@@ -63,7 +63,7 @@ class GaussianModule(L.LightningModule):
     def __init__(
         self,
         head: PanopticHead,
-        densify: AdaptiveDensityControl | None = None,
+        densify: DensityControl | None = None,
         voxel: float = 0.04,
         flat_voxel: float = 0.08,
         max_points: int = 300_000,
@@ -87,7 +87,7 @@ class GaussianModule(L.LightningModule):
     ) -> None:
         """Args:
         head: what makes the Gaussians panoptic.
-        densify: adaptive density control; null: the first Gaussians are all there will be, since points from depth
+        densify: density control; null: the first Gaussians are all there will be, since points from depth
             already cover the surfaces.
         voxel: edge of the grid on which depth is averaged, metres; one Gaussian for each voxel.
         flat_voxel: edge of the grid used instead where the surface is flat, metres; 0: nowhere.
@@ -140,6 +140,8 @@ class GaussianModule(L.LightningModule):
         self._declare(_empty_cloud(self.voxel), scene)
         if self.densify:
             self.densify.extent = scene.extent()
+            self.densify.max_steps = max(self.trainer.max_steps, 1)
+            self.densify.frames = len(scene.train)
         self._adjacent = _adjacent_frames(scene, self.neighbors)
 
     def _initialise(self, scene: Scene) -> None:
@@ -272,12 +274,14 @@ class GaussianModule(L.LightningModule):
         step = self.global_step
         labels = step >= self.label_start and step % self.label_every == 0
         view = self.render(batch.camera, labels=labels, targets=self.head.targets(batch) if labels else None)
-        watch = self.densify is not None and step < self.densify.stop
+        watch = self.densify is not None and self.densify.watches(step)
         if watch:
             view.projected.geometry.retain_grad()
         photo = batch.color.to(view.image.dtype) / 255
         terms = {"photometric": ops.photometric_loss(view.image, photo, self.ssim_weight)}
         terms |= self.regularisers(view, batch)
+        if self.densify is not None:
+            terms |= self.densify.regularisers(self.gaussians)
         if labels:
             head = self.head.losses(_label_view(view), batch, self.gaussians, self._context(batch, step))
             terms |= {name: self.label_weight * term for name, term in head.items()}
@@ -292,10 +296,12 @@ class GaussianModule(L.LightningModule):
         optimizer.step()
         cast(LRScheduler, self.lr_schedulers()).step()
         self.head.after_step(step + 1)
-        if self.densify is not None and self.densify.due(step + 1):
+        if self.densify is not None:
             # Seeded by the step, so that a resumed run places children where the uninterrupted one does.
             generator = torch.Generator(self.gaussians["means"].device).manual_seed(step + 1)
-            self.densify.apply(self.gaussians, optimizer.optimizer, step + 1, generator)
+            if self.densify.due(step + 1):
+                self.densify.apply(self.gaussians, optimizer.optimizer, step + 1, generator, DensityContext())
+            self.densify.after_step(self.gaussians, optimizer.optimizer, step + 1, generator)
         self.latest = {"loss": loss.detach(), "psnr": psnr(view.image.detach(), photo)}
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             logged = {f"loss/{name}": term.detach() for name, term in terms.items()}

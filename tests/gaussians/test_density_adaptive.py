@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panbench.errors import UserError
-from panbench.gaussians.densify import AdaptiveDensityControl, DensityChange
+from panbench.gaussians.density import AdaptiveDensityControl, DensityChange, DensityContext
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.optim import build_optimizer
@@ -53,7 +53,7 @@ def observe(control: AdaptiveDensityControl, gaussians: GaussianSet, grads: list
 def apply(
     control: AdaptiveDensityControl, gaussians: GaussianSet, optimizer: torch.optim.Adam, step: int
 ) -> DensityChange:
-    return control.apply(gaussians, optimizer, step, torch.Generator().manual_seed(step))
+    return control.apply(gaussians, optimizer, step, torch.Generator().manual_seed(step), context)
 
 
 def tags(gaussians: GaussianSet) -> list[int]:
