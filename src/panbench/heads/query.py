@@ -204,6 +204,10 @@ class QueryHead(PanopticHead):
     def channels(self, gaussians: GaussianSet, ids: Tensor) -> Tensor:
         return torch.cat([self.semantic_channels(gaussians, ids), self.instance_channels(gaussians, ids)], dim=1)
 
+    @property
+    def instance_count(self) -> int:
+        return int(self.active.sum())
+
     def _semantic(self, channels: Tensor) -> Tensor:
         """Class probabilities of splatted channels."""
         if self.blending == "label":
