@@ -15,7 +15,7 @@ from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
 from panbench.heads import NoHead, QueryHead
-from panbench.models.base import _reduced
+from panbench.models.base import reduced
 from panbench.models.surfels import MAX_SLOPE, Surfels, plane_slopes
 from panbench.scene import Camera
 
@@ -145,7 +145,7 @@ def test_photos_start_at_a_quarter_of_their_size() -> None:
 
 def test_a_reduced_frame_is_the_same_view_with_averaged_colours_and_single_labels() -> None:
     frame = BoxFrames().load(3)
-    small = _reduced(frame, 4)
+    small = reduced(frame, 4)
     assert (small.camera.width, small.camera.height) == (12, 9)
     assert small.color.shape == (9, 12, 3)
     blocks = frame.color.float().unflatten(0, (9, 4)).unflatten(2, (12, 4)).mean((1, 3))

@@ -344,7 +344,7 @@ class GaussianModule(L.LightningModule):
         step = self.global_step
         frozen = 0 < self.geometry_stop <= step
         density = None if frozen else self.densify
-        frame = _reduced(batch, self.photo_scale(step))
+        frame = reduced(batch, self.photo_scale(step))
         labels = step >= self.label_start and (frozen or step % self.label_every == 0)
         watch = density is not None and density.watches(step)
         view = self.render(
@@ -489,7 +489,7 @@ def expected(depth: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 1e-3, depth / alpha.clamp_min(1e-3), 0.0)
 
 
-def _reduced(frame: Frame, scale: int) -> Frame:
+def reduced(frame: Frame, scale: int) -> Frame:
     """The frame at 1 / scale of its size: colours averaged, depth and masks those of single pixels."""
     if scale == 1:
         return frame

@@ -67,9 +67,7 @@ class Surfels(GaussianModule):
     def project(self, camera: Camera) -> ops.Projected:
         g = self.gaussians
         scales = torch.cat([g["scales"], g["scales"].new_full((len(g), 1), FLAT)], dim=1)
-        projected = ops.project(
-            g["means"], g["quats"], scales, g["opacities"], camera, kind=self.kind, near=self.near
-        )
+        projected = ops.project(g["means"], g["quats"], scales, g["opacities"], camera, kind=self.kind, near=self.near)
         with torch.no_grad():
             normal = rotation_matrices(g["quats"][projected.ids])[..., 2]
             view = g["means"][projected.ids] - camera.position
