@@ -42,6 +42,11 @@ class GradientDensityControl(DensityControl):
             gaussians[name].zero_()
 
 
+def paused(step: int, reset_every: int, pause: int) -> bool:
+    """Whether the last opacity reset, at a multiple of ``reset_every`` (0: none), is less than ``pause`` steps ago."""
+    return 0 < reset_every < step and 0 < step % reset_every < pause
+
+
 def within_room(chosen: Tensor, score: Tensor, room: int) -> Tensor:
     """Those of the rows ``chosen`` [K] that fit into ``room`` more Gaussians, largest ``score`` [N] first; ascending.
 
