@@ -192,6 +192,12 @@ def test_nothing_is_pruned_rather_than_everything(caplog: pytest.LogCaptureFixtu
     gaussians, optimizer = make(control, [0.001] * 3)
     assert apply(control, gaussians, optimizer, 10).count == 3
     assert "every Gaussian is due to be pruned" in caplog.text
+    observe(control, gaussians, [0.0, 1.0, 1.0])
+    with torch.no_grad():
+        gaussians["scales"][2] = 0.0
+    # A split parent goes even then: its children stand for it.
+    assert apply(control, gaussians, optimizer, 20) == DensityChange(1, 1, 0, False, 5)
+    assert tags(gaussians) == [0, 1, 1, 2, 2]
 
 
 # ---------------------------------------------------------------------------------------------------- opacity, schedule

@@ -141,8 +141,7 @@ class AdaptiveDensityControl(GradientDensityControl):
             keep = opacities_of(gaussians) >= self.opacity_floor(gaussians, context)
             if 0 < self.reset_every < step:
                 keep &= largest_scales(gaussians) <= self.prune_scale * self.extent
-            keep[parents] = False
-            prune(gaussians, keep, optimizer, step)
+            prune(gaussians, keep, optimizer, step, parents)
             pruned = before + cloned + split - len(gaussians)
             self.forget(gaussians)
         if self._decays(step):

@@ -54,7 +54,7 @@ class SurfelDensityControl(GradientDensityControl):
         start: densify at the multiples of the interval above it. Published 200.
         stop: below it; null: to the end of the run, as published. 0: never.
         every: the interval is the larger of this and the number of training frames, so that each of them has been seen
-            once. Published 100.
+            about once. Published 100.
         grad_threshold: mean norm of the gradient with respect to the projected centre in NDC units, above which a
             surfel is cloned or split. Published 1e-4.
         clone_scale_grad: clone only where the mean over views of ∂L/∂(log s_x) + ∂L/∂(log s_y) is at most this, so
@@ -134,7 +134,7 @@ class SurfelDensityControl(GradientDensityControl):
             before = len(gaussians)
             prune(gaussians, self._survivors(gaussians), optimizer, step)
             pruned = before - len(gaussians)
-            cloned, split = self._grow(gaussians, optimizer, generator)
+            cloned, split = self._grow(gaussians, optimizer, step, generator)
             self.forget(gaussians)
         if self._resets(step):
             dimmed = gaussians["opacities"].detach().double().sigmoid().mul(self.reset_factor).logit()
@@ -164,7 +164,9 @@ class SurfelDensityControl(GradientDensityControl):
             & (gaussians["density_views"] > 0)
         )
 
-    def _grow(self, gaussians: GaussianSet, optimizer: Optimizer | None, generator: torch.Generator) -> tuple[int, int]:
+    def _grow(
+        self, gaussians: GaussianSet, optimizer: Optimizer | None, step: int, generator: torch.Generator
+    ) -> tuple[int, int]:
         """Add clones, and put two children in the place of each split one. Returns how many were cloned and split."""
         score = self.mean_over_views(gaussians, "density_grad")
         large = largest_scales(gaussians) > self.split_scale * self.extent
@@ -174,8 +176,6 @@ class SurfelDensityControl(GradientDensityControl):
         chosen = within_room(chosen, score, self.max_gaussians - len(gaussians))
         cloned, parents = chosen[~large[chosen]], chosen[large[chosen]]
         clone_and_split(gaussians, optimizer, cloned, parents, generator, shrink=self.split_shrink)
-        if len(parents):
-            keep = torch.ones(len(gaussians), dtype=torch.bool, device=parents.device)
-            keep[parents] = False
-            surgery.take(gaussians, keep, optimizer)
+        everything = torch.ones(len(gaussians), dtype=torch.bool, device=parents.device)
+        prune(gaussians, everything, optimizer, step, parents)
         return len(cloned), len(parents)
