@@ -21,7 +21,7 @@ from panbench.gaussians.density.control import (
     positive,
     schedule_rules,
 )
-from panbench.gaussians.density.growth import GradientDensityControl, clone_and_split, prune, within_room
+from panbench.gaussians.density.growth import GradientDensityControl, clone_and_split, paused, prune, within_room
 from panbench.gaussians.gaussian_set import GaussianSet
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class AdaptiveDensityControl(GradientDensityControl):
         prune_opacity: drop below this opacity. Published: 0.005; 0.05 in 2DGS.
         reset_every: at its multiples below ``stop``, opacities are lowered to ``reset_opacity``; 0: never.
         reset_opacity: highest opacity after a reset. Published: 0.01.
-        pause_after_reset: that many steps after a reset nothing is densified, as the reset itself makes gradients
-            large (gsplat; its advice is the number of training frames). Published: 0.
+        pause_after_reset: less than that many steps after a reset nothing is densified, as the reset itself makes
+            gradients large (gsplat; its advice is the number of training frames). Published: 0.
         opacity_decay: factor on every opacity at the multiples of ``decay_every`` in (start, stop), in place of resets
             (Radl et al. 2024, StopThePop: 0.9995 each 50 steps). 1: none, as published.
         decay_every: steps from one decay to the next.
@@ -141,8 +141,7 @@ class AdaptiveDensityControl(GradientDensityControl):
             keep = opacities_of(gaussians) >= self.opacity_floor(gaussians, context)
             if 0 < self.reset_every < step:
                 keep &= largest_scales(gaussians) <= self.prune_scale * self.extent
-            keep[parents] = False
-            prune(gaussians, keep, optimizer, step)
+            prune(gaussians, keep, optimizer, step, parents)
             pruned = before + cloned + split - len(gaussians)
             self.forget(gaussians)
         if self._decays(step):
@@ -184,8 +183,8 @@ class AdaptiveDensityControl(GradientDensityControl):
         return means
 
     def _densifies(self, step: int) -> bool:
-        paused = 0 < self.reset_every < step and 0 < step % self.reset_every < self.pause_after_reset
-        return self.start < step < self.stop and step % self.every == 0 and not paused
+        due = self.start < step < self.stop and step % self.every == 0
+        return due and not paused(step, self.reset_every, self.pause_after_reset)
 
     def _decays(self, step: int) -> bool:
         return self.opacity_decay < 1 and self.start < step < self.stop and step % self.decay_every == 0

@@ -29,7 +29,7 @@ def share_opacity(logits: Tensor, copies: Tensor | int) -> Tensor:
 
 
 def relocate(logits: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """Opacity and scale of n copies that look like the one Gaussian they replace (3DGS-MCMC, eq. 9).
+    """Opacity and scale of n copies that look like the one Gaussian they replace (Kheradmand et al. 2024, 3DGS-MCMC).
 
     o' as in :func:`share_opacity`, and s'/s = o / Σ_{i=1..n} Σ_{k=0..i−1} binom(i−1, k) (−1)^k o'^{k+1} / sqrt(k+1),
     which keeps the integral over a line through the centre of 1 − Π (1 − o' g). The inner sums over i add up to

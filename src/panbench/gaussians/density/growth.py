@@ -42,6 +42,11 @@ class GradientDensityControl(DensityControl):
             gaussians[name].zero_()
 
 
+def paused(step: int, reset_every: int, pause: int) -> bool:
+    """Whether the last opacity reset, at a multiple of ``reset_every`` (0: none), is less than ``pause`` steps ago."""
+    return 0 < reset_every < step and 0 < step % reset_every < pause
+
+
 def within_room(chosen: Tensor, score: Tensor, room: int) -> Tensor:
     """Those of the rows ``chosen`` [K] that fit into ``room`` more Gaussians, largest ``score`` [N] first; ascending.
 
@@ -91,9 +96,16 @@ def clone_and_split(
     surgery.append(gaussians, rows, optimizer)
 
 
-def prune(gaussians: GaussianSet, keep: Tensor, optimizer: Optimizer | None, step: int) -> None:
-    """Keep the rows ``keep`` [N]; all of them if it would keep none."""
+def prune(
+    gaussians: GaussianSet, keep: Tensor, optimizer: Optimizer | None, step: int, parents: Tensor | None = None
+) -> None:
+    """Keep the rows ``keep`` [N], or all if that were none; either way without the split ``parents`` (row numbers)."""
+    rest = torch.ones_like(keep)
+    if parents is not None:
+        rest[parents] = False
+    keep = keep & rest
     if not keep.any():
         log.warning("step %d: every Gaussian is due to be pruned; none is (the training has gone astray)", step)
-    elif not keep.all():
+        keep = rest
+    if not keep.all():
         surgery.take(gaussians, keep, optimizer)

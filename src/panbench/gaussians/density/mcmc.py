@@ -24,7 +24,7 @@ from panbench.gaussians.rotation import rotation_matrices
 
 log = logging.getLogger(__name__)
 
-# Of the sigmoid that takes the noise off opaque Gaussians (3DGS-MCMC, eq. 9).
+# Of the sigmoid that takes the noise off opaque Gaussians.
 _STEEPNESS = 100.0
 
 
