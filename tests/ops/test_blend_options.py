@@ -166,9 +166,7 @@ def test_the_last_labels_alone_leave_geometry_alone(kind: Kind, backend: Backend
         parts = [*(out.labels[..., c].square().sum() for c in range(6)), entropy, presence.sum(), overlap.sum()]
         zero = torch.zeros_like(leaf)
         return [
-            torch.autograd.grad(p, leaf, retain_graph=True, allow_unused=True)[0]
-            if p.requires_grad
-            else zero
+            torch.autograd.grad(p, leaf, retain_graph=True, allow_unused=True)[0] if p.requires_grad else zero
             for p in parts
         ]
 
@@ -274,7 +272,7 @@ def test_absolute_gradients_are_of_ellipsoids_only(backend: Backend) -> None:
 
 @pytest.mark.parametrize("flat", [-20.0, -30.0, -1e10])
 def test_flat_ellipsoids_are_surfels(flat: float) -> None:
-    """A Gaussian without extent along its normal: picture and gradients are those of float64, the normal is its axis."""
+    """Without extent along the normal: the picture and its gradients are those of float64, the normal is that axis."""
     case = random_case(200, 61, 37, seed=35, size=-2.0)
     case = replace(case, log_scales=torch.cat([case.log_scales[:, :2], torch.full((200, 1), flat)], dim=-1))
     size = (case.width, case.height)

@@ -151,9 +151,7 @@ def check_blending(
             assert_close(plain[k], expected[k].detach(), tolerance, MAPS[k])
         agree = torch.ones(case.height, case.width, dtype=torch.bool)
     else:
-        agree = agreeing_pixels(
-            [*(plain[k] for k in present), full[8]], [*(expected[k] for k in present), distortion]
-        )
+        agree = agreeing_pixels([*(plain[k] for k in present), full[8]], [*(expected[k] for k in present), distortion])
     semantic, mask, weight = label_targets(case.height, case.width, asked.classes, asked.masks)
     # Sums would not agree where pixels do not.
     targets = LabelTargets(

@@ -214,9 +214,9 @@ def test_tile_lists_do_not_change_the_picture(kind: Kind) -> None:
     order = case.geometry[:, -1].argsort()
     everywhere = (torch.arange(tiles + 1) * len(order)).int(), order.repeat(tiles).int()
     assert len(reference.bin(case.geometry, case.width, case.height, kind=kind)[1]) < 0.8 * len(everywhere[1])
-    loose = reference.blend(
-        case.geometry, case.features, *everywhere, case.width, case.height, kind=kind, near=NEAR
-    )[:4]
+    loose = reference.blend(case.geometry, case.features, *everywhere, case.width, case.height, kind=kind, near=NEAR)[
+        :4
+    ]
     for found, expected in zip(loose, case.blend(), strict=True):
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
 

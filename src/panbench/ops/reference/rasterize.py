@@ -203,9 +203,7 @@ def _hits(
     return torch.where(hit & (alphas >= ALPHA_MIN), alphas, 0), depths
 
 
-def _ellipsoid_hits(
-    geometry: Tensor, corner: Tensor, pixels: Tensor, watch: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _ellipsoid_hits(geometry: Tensor, corner: Tensor, pixels: Tensor, watch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     offsets = (geometry[:, :2] - corner) - pixels[:, None]
     if watch.shape[1]:
         offsets: Tensor = _Watched.apply(offsets, watch)  # pyright: ignore[reportAssignmentType]
