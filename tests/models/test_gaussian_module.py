@@ -347,7 +347,9 @@ def test_no_neighbours_asked_for_means_no_warping() -> None:
 
 def eager(**options: Any) -> AdaptiveDensityControl:
     """Density control that grows at once: steps 3, 6, 9, …"""
-    settings = {"start": 1, "stop": 100, "every": 3, "grad_threshold": 1e-6, "reset_every": 0, "max_gaussians": 2500}
+    settings: dict[str, Any] = {
+        "start": 1, "stop": 100, "every": 3, "grad_threshold": 1e-6, "reset_every": 0, "max_gaussians": 2500,
+    }  # fmt: skip
     return AdaptiveDensityControl(**(settings | options))
 
 

@@ -11,8 +11,8 @@ from box_scene import BoxData, BoxFrames, box_scene, fitted
 from torch import Tensor
 
 from panbench import ops
-from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.fields import FieldSpec
+from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
 from panbench.heads import NoHead, QueryHead
 from panbench.models.base import reduced

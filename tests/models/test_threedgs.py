@@ -74,8 +74,10 @@ def test_a_small_gaussian_gives_as_much_light_at_any_size_of_the_image() -> None
 
 
 def test_the_model_trains_with_it() -> None:
-    options = {"voxel": 0.08, "flat_voxel": 0.08, "antialiased": True}
-    early, late = (fitted(ThreeDGS(NoHead(), **options), steps, BoxData()).eval() for steps in (1, 20))
+    def model() -> ThreeDGS:
+        return ThreeDGS(NoHead(), antialiased=True, voxel=0.08, flat_voxel=0.08)
+
+    early, late = (fitted(model(), steps, BoxData()).eval() for steps in (1, 20))
     frame = box_scene().source.load(3)
     with torch.no_grad():
         error = [(m.render(frame.camera).image - frame.color / 255).abs().mean() for m in (early, late)]

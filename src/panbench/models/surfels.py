@@ -120,8 +120,8 @@ class Surfels(GaussianModule):
 def plane_slopes(center: Tensor, normals: Tensor, camera: Camera) -> Tensor:
     """∂d/∂(p_x, p_y) [M, 2] at the centre, metres per pixel, of the depth d of planes along the rays of a camera.
 
-    d = (n · t) / (n · r) for the ray r = K⁻¹ (p, 1)ᵀ, so ∂d/∂p = −t_z² / (n · t) · (n_x / f_x, n_y / f_y); at most 5 % of
-    the depth per pixel in length.
+    d = (n · t) / (n · r) for the ray r = K⁻¹ (p, 1)ᵀ, so ∂d/∂p = −t_z² / (n · t) · (n_x / f_x, n_y / f_y), limited to
+    5 % of the depth per pixel.
 
     Args:
         center: t, points of the planes in camera axes [M, 3], metres. normals: n [M, 3], camera axes, n · t ≠ 0.

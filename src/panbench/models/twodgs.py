@@ -45,8 +45,8 @@ class TwoDGS(GaussianModule):
         consistency_weight: of 1 − cosine between blended normals and those of the rendered depth; the blended ones are
             not re-normalised, so that open pixels are pulled less.
         consistency_start: step at which that sets in. Published: 7000 of 30000.
-        depth_ratio: r of the depth that this looks at, (1 − r) expected + r median. Published: 0 for large scenes, 1 for
-            single objects.
+        depth_ratio: r of the depth that this looks at, (1 − r) expected + r median. Published: 0 for large scenes, 1
+            for single objects.
         settings: of every base model; see GaussianModule.
         """
         super().__init__(head, near=near, **settings)
