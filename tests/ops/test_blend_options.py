@@ -48,8 +48,8 @@ def walls(alphas: list[float], depths: list[float]) -> Tensor:
 def blend(geometry: Tensor, size: tuple[int, int], backend: Backend, **asked: object) -> ops.Blended:
     features = torch.ones(len(geometry), 1).to(geometry)
     asked = {"kind": "ellipsoid", "near": NEAR, **asked}
-    bins = ops.bin(geometry, *size, kind=asked["kind"], backend=backend)  # pyright: ignore[reportArgumentType]
-    return ops.blend(geometry, features, bins, *size, backend=backend, **asked)  # pyright: ignore[reportArgumentType]
+    bins = ops.bin(geometry, *size, kind=asked["kind"], backend=backend)
+    return ops.blend(geometry, features, bins, *size, backend=backend, **asked)
 
 
 # ------------------------------------------------------------------------------------------------------- distortion
@@ -97,7 +97,7 @@ def test_without_being_asked_for_there_is_no_distortion(kind: Kind, backend: Bac
     plain, asked = (blend(geometry, (70, 50), backend, kind=kind, distort=d) for d in (False, True))
     assert plain.distortion is None
     for a, b in zip(plain[:5], asked[:5], strict=True):
-        assert torch.equal(a, b)  # pyright: ignore[reportArgumentType]
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -127,7 +127,7 @@ def test_distortion_with_labels_targets_and_median_agrees(kind: Kind, dense: boo
         asked = {"labels": x, "detached": 12, "targets": targets, "distort": True}
         out = ops.blend(g, f, bins, *size, kind=kind, near=NEAR, backend=backend, **asked)
         assert out.distortion is not None
-        return [*out[:5], out.distortion, *(out.sums or ())]  # pyright: ignore[reportReturnType]
+        return [*out[:5], out.distortion, *(out.sums or ())]
 
     inputs = [geometry, features, labels]
     exact, single = doubles(inputs), singles(inputs)
@@ -284,7 +284,7 @@ def test_flat_ellipsoids_are_surfels(flat: float) -> None:
         asked = {"kind": "ellipsoid", "near": NEAR, "backend": backend, "distort": True}
         out = ops.blend(geometry, normals, bins, *size, **asked)
         assert out.distortion is not None
-        return [*out[:1], *out[2:5], out.distortion]  # pyright: ignore[reportReturnType]
+        return [*out[:1], *out[2:5], out.distortion]
 
     exact, single = doubles(case.parameters), singles(case.parameters)
     wide, narrow = [], []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,10 @@ def view_arguments(case: Case, kind: Kind) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_projection_and_tile_lists_are_those_of_the_cpu(cuda: Operators, case: Case, kind: Kind) -> None:
+    check_projection(cuda, case, kind)
+
+
+def check_projection(cuda: Operators, case: Case, kind: Kind) -> None:
     cpu = torch.ops.panbench
     arguments = view_arguments(case, kind)
     expected, found = cpu.project(*arguments), cuda.project(*arguments)
@@ -268,6 +273,15 @@ def test_tensor_cores_agree_to_tf32(cuda: Operators, kind: Kind, asked: LabelCas
         check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked, tolerance=5e-3)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("flat", [-20.0, -30.0, -1e10])
+def test_flat_ellipsoids_agree(cuda: Operators, flat: float) -> None:
+    """Surfels: without extent along their normals."""
+    case = random_case(200, 61, 37, seed=35, size=-2.0)
+    case = replace(case, log_scales=torch.cat([case.log_scales[:, :2], torch.full((200, 1), flat)], dim=-1))
+    check_projection(cuda, case, "ellipsoid")
+    check_blending(cuda, case, "ellipsoid", LabelCase(6, 0))
 
 
 @pytest.mark.parametrize("kibibytes", [64, 99, 163], ids=["sm_75", "sm_120", "sm_80"])
@@ -565,6 +579,11 @@ def test_wrong_arguments_are_told(cuda: Operators) -> None:
         cuda.blend(geometry, torch.rand(3, 4).T, labels, *lists, *none, *size, 0, False, NEAR, *numbers)
     with pytest.raises(RuntimeError, match=r"expected a contiguous torch\.float32"):
         cuda.blend(geometry, features.double(), labels, *lists, *none, *size, 0, False, NEAR, *numbers)
+    with pytest.raises(RuntimeError, match="6 of 5 labels cannot be detached"):
+        cuda.blend(geometry, features, labels, *lists, *none, *size, 0, 6, NEAR, *numbers)
+    with pytest.raises(RuntimeError, match="only ellipsoids have absolute gradients"):
+        discs = torch.rand(4, 13)
+        cuda.blend(discs, features, labels, *lists, *none, *size, 1, 0, NEAR, *numbers, False, torch.zeros(4, 2))
     with pytest.raises(RuntimeError, match="no channel"):
         cuda.blend(geometry, features[:, :0], labels[:, :0], *lists, *none, *size, 0, False, NEAR, *numbers)
     semantic, mask, weight = label_targets(16, 16, 2, 3)

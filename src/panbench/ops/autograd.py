@@ -108,11 +108,11 @@ def _blend_fake(
     )
 
 
-def _blend_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    # Behind 18 arguments of blend and 10 maps and gradients; the dispatcher leaves out what has its default.
-    absolute = args[28] if len(args) > 28 else False
-    grads = (torch.empty_like(t) for t in args[:3])
-    return *grads, args[0].new_empty(len(args[0]) if absolute else 0, 2)
+def _blend_backward_fake(geometry: Tensor, features: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    # `absolute` is the last of all 29 arguments; the dispatcher leaves out what has its default.
+    absolute = len(rest) == 26 and rest[-1]
+    grads = (torch.empty_like(t) for t in (geometry, features, labels))
+    return *grads, geometry.new_empty(len(geometry) if absolute else 0, 2)
 
 
 def _label_sums_fake(
