@@ -274,11 +274,12 @@ def test_certain_labels_ease_the_growth_of_small_gaussians_that_were_seen() -> N
     assert (change.cloned, change.split) == (1, 2)
 
 
-def test_panoptic_guidance_without_a_head_that_knows_its_confidence_is_refused() -> None:
+@pytest.mark.parametrize("known", [{}, {"label_confidence": lambda: None}])
+def test_panoptic_guidance_without_a_head_that_knows_its_confidence_is_refused(known: dict[str, Any]) -> None:
     control = AdaptiveDensityControl(**ALL_OFF, panoptic_weight=1e-4)
     gaussians, optimizer = make(control, [0.001])
     with pytest.raises(UserError, match=r"panoptic_weight is 0\.0001, and the head has no confidence"):
-        apply(control, gaussians, optimizer, 10)
+        apply(control, gaussians, optimizer, 10, **known)
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

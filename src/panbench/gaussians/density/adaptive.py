@@ -165,13 +165,14 @@ class AdaptiveDensityControl(GradientDensityControl):
         score = self.mean_over_views(gaussians, "density_grad")
         if self.panoptic_weight == 0:
             return score
-        if context.label_confidence is None:
+        confidence = context.label_confidence() if context.label_confidence is not None else None
+        if confidence is None:
             raise UserError(
                 f"densify: panoptic_weight is {self.panoptic_weight}, and the head has no confidence in its labels; "
                 "set it to 0 or choose a head that has"
             )
         relative = largest_scales(gaussians) / (self.panoptic_scale * self.extent)
-        bonus = (-relative.square() / 2).exp() * context.label_confidence().detach().reshape(len(gaussians))
+        bonus = (-relative.square() / 2).exp() * confidence.detach().reshape(len(gaussians))
         return score + self.panoptic_weight * bonus * (gaussians["density_views"] > 0)
 
     def opacity_floor(self, gaussians: GaussianSet, context: DensityContext) -> Tensor | float:

@@ -42,12 +42,12 @@ class DensityContext:
             near.
         surface_project: points [K, 3] → their feet [K, 3] on the nearest plane of the surface, and their signed
             distances [K] to it in metres; a distance that is not finite where there is none near.
-        label_confidence: certainty of every Gaussian's label [N], in [0, 1].
+        label_confidence: gives the certainty of every Gaussian's label [N], in [0, 1]; or None where the head has none.
     """
 
     surface_distance: Callable[[Tensor], Tensor] | None = None
     surface_project: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    label_confidence: Callable[[], Tensor] | None = None
+    label_confidence: Callable[[], Tensor | None] | None = None
 
 
 class DensityControl(ABC):
