@@ -36,6 +36,9 @@ SCORES = (
 IMAGE = (
     Column("PSNR", "PSNR", 2, unit="dB", help="Of the rendered test views, mean over frames."),
     Column("SSIM", "SSIM", 3, help="Of the rendered test views, mean over frames."),
+    Column("depth_l1", "Depth error", 2, "low", "cm", help="Mean difference of rendered and true depth, test views."),
+    Column("depth_delta", "Depth within 5 %", 1, unit="%", help="Share of pixels, against the true depth."),
+    Column("sensor_depth_l1", "Depth to sensor", 2, "low", "cm", help="As depth error, but to the noisy sensor depth."),
 )
 COST = (
     Column("gaussians", "Gaussians", 1, "low", "k", 1e-3, help="Number of Gaussians at the end, in thousands."),
@@ -342,7 +345,8 @@ def _score_rows(
     for column in measured:
         known = [e for e in field if not math.isnan(summaries[e.key, column.key].mean)]
         if column.key in _COMPARED and known:
-            leaders[column.key] = max(known, key=lambda e: summaries[e.key, column.key].mean)
+            best_of = min if column.better == "low" else max
+            leaders[column.key] = best_of(known, key=lambda e: summaries[e.key, column.key].mean)
     rows: list[Row] = []
     for entry in entries:
         cells: list[Cell] = []

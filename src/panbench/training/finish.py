@@ -6,7 +6,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger
+from numpy.typing import NDArray
 from rich.console import Console
 
 from panbench.data.images import read_color
@@ -21,6 +22,7 @@ from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.losses.photometric import psnr
 from panbench.methods.raw_masks import raw_masks
 from panbench.methods.voxel_vote import voxel_vote
+from panbench.metrics.functional import depth_errors
 from panbench.ops import ssim
 from panbench.protocol.predictions import PredictionSet
 from panbench.protocol.protocol import Protocol
@@ -197,7 +199,11 @@ class Finish:
 
 
 def image_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
-    """PSNR in dB and SSIM of the predicted colours, each the mean over the test frames; {} without colours."""
+    """PSNR in dB and SSIM of the predicted colours, each the mean over the test frames; {} without colours.
+
+    Where there are depth maps also their errors against the true depth, else against the sensor's: see
+    :func:`depth_quality`.
+    """
     values: list[tuple[float, float]] = []
     for frame in scene.frames(scene.test):
         color = predictions.color(frame.name)
@@ -206,7 +212,29 @@ def image_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
         render, photo = color.float() / 255, frame.color.cpu().float() / 255
         values.append((float(psnr(render, photo)), float(ssim(render, photo))))
     means = np.mean(values, axis=0)
-    return {"PSNR": float(means[0]), "SSIM": float(means[1])}
+    return {"PSNR": float(means[0]), "SSIM": float(means[1])} | depth_quality(predictions, scene)
+
+
+def depth_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
+    """Errors of predicted depth (:class:`panbench.metrics.functional.DepthErrors`) over the pixels of all test frames.
+
+    Returns:
+        ``depth_l1`` and ``depth_rmse`` in cm, ``depth_delta`` and ``depth_known`` in per cent, against the true depth
+        where all test frames have it. Else the same with ``sensor_`` before each name, against the sensor's depth of
+        the test frames, whose noise is in those values. {} where there is nothing to compare.
+    """
+
+    def views(true: bool) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        for frame in scene.frames(scene.test):
+            depth, other = predictions.depth(frame.name), frame.true_depth if true else frame.depth
+            if depth is not None and other is not None:
+                yield depth.numpy(), other.cpu().numpy()
+
+    for prefix, true in (("", True), ("sensor_", False)):
+        pairs = list(views(true))
+        if pairs and len(pairs) == len(scene.test):
+            return {f"{prefix}depth_{name}": value for name, value in depth_errors(pairs)._asdict().items()}
+    return {}
 
 
 _ANCHORS: dict[str, Callable[[Scene, Path], Path]] = {"raw-masks": raw_masks, "voxel-vote": voxel_vote}
