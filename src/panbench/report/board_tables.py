@@ -7,7 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from panbench.report.boards import Board, Entry, slug, value, verdicts
+from panbench.report.diagnosis import VERDICTS, confusion
 from panbench.report.paper import paper
 from panbench.report.plans import PlannedMethod, PlanOutline
 from panbench.report.statistics import (
@@ -60,7 +63,7 @@ SUBMITTED = "Submitted predictions, scored here"
 TRAINING_FREE = "Without training: the pseudo-masks themselves, and their vote in voxels with the test frames' depth"
 QUOTED = "Quoted from the paper, not comparable"
 
-VERDICTS = ("found", "poor", "split", "merged", "wrong class", "missed")
+_CONFUSIONS = 15
 
 
 def leaderboard(board: Board) -> Table:
@@ -213,6 +216,37 @@ def class_table(board: Board, metric: str) -> Table | None:
     note = "Mean over seeds, then over the scenes that have the class (± s.d. over seeds); largest classes first."
     name = f"{board.slug}-classes-{slug(title)}"
     return Table(name, f"{title} by class: {board.title}", "Class", columns, (Section("", tuple(rows)),), (note,))
+
+
+def confusion_table(board: Board) -> Table | None:
+    """Which classes were taken for which, by method: per cent of the true class's pixels; None without any."""
+    entries = [e for part in _by_section(board.entries).values() for e in sorted(part, key=lambda e: _order(board, e))]
+    wrong: list[dict[tuple[str, str], int]] = []
+    total: list[dict[str, int]] = []
+    for entry in entries:
+        pixels: dict[tuple[str, str], int] = defaultdict(int)
+        there: dict[str, int] = defaultdict(int)
+        for stored in entry.all():
+            names, matrix = confusion(stored.result)
+            for i, j in np.argwhere(matrix).tolist():
+                there[names[i]] += int(matrix[i, j])
+                if i != j:
+                    pixels[names[i], names[j]] += int(matrix[i, j])
+        wrong.append(pixels)
+        total.append(there)
+    # Of the best method, whose mistakes are those that are left to be mended.
+    first = wrong[0] if wrong else {}
+    pairs = sorted(first, key=lambda pair: (-first[pair], pair))[:_CONFUSIONS]
+    if not pairs:
+        return None
+    columns = tuple(Column(slug(e.name), e.name, 1, "low", help="; ".join(e.plan_names)) for e in entries)
+    rows: list[Row] = []
+    for a, b in pairs:
+        shares = [100 * w[a, b] / t[a] if t[a] else math.nan for w, t in zip(wrong, total, strict=True)]
+        rows.append(Row(f"{a} as {b}", tuple(map(Cell, shares)), key=f"{a}/{b}"))
+    note = "Per cent of the pixels of the true class, all seeds and scenes; most pixels in the first method first."
+    title, name = f"Classes taken for others: {board.title}", f"{board.slug}-classes-confused"
+    return Table(name, title, "True class as predicted", columns, (Section("", tuple(rows)),), (note,))
 
 
 def verdict_table(board: Board) -> Table:

@@ -29,6 +29,7 @@ from panbench.report.board_tables import (
     TRAINING_FREE,
     VERIFIED,
     class_table,
+    confusion_table,
     leaderboard,
     matrix,
     paper_table,
@@ -283,7 +284,8 @@ def _plan_name(result: SceneResult) -> str:
 
 def _board_page(board: Board) -> BoardPage:
     plans = sorted({s.result.bench.plan for e in board.entries for s in e.all() if s.result.bench is not None})
-    classes = ((metric, class_table(board, key)) for metric, key in (("PQ", "PQ"), ("IoU", "iou")))
+    classes = [(metric, class_table(board, key)) for metric, key in (("PQ", "PQ"), ("IoU", "iou"))]
+    classes.append(("confusion", confusion_table(board)))
     return BoardPage(
         board=board,
         leaderboard=leaderboard(board),

@@ -28,6 +28,7 @@ from panbench.protocol.predictions import PredictionSet
 from panbench.protocol.protocol import Protocol
 from panbench.protocol.results import Origin, SceneResult
 from panbench.protocol.score import STRICT, paper_protocol, score
+from panbench.report.diagnosis import crops_of, diagnosis, in_words, worst_instances
 from panbench.report.pictures import ObjectColors, SheetRow, contact_sheet, depth_span
 from panbench.report.summary import METRICS, Row, markdown_summary, print_summary
 from panbench.report.views import write_instances, write_views
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SHEET = "contact_sheet.png"
 _SHEET_VIEWS = 6
+_PRINTED = 5
 
 
 class Finish:
@@ -142,6 +144,12 @@ class Finish:
         except OSError as error:
             cause = error.strerror or str(error)
             log.warning("pictures are missing (%s): panbench test %s draws them again", cause, self._run.path)
+
+    def diagnose(self) -> None:
+        """Write ``diagnosis.md``: what went wrong, and where the pictures of it are; after :meth:`draw`."""
+        if self._run.result.is_file():
+            result = SceneResult.load(self._run.result)
+            write_text(self._run.diagnosis, diagnosis(result, self._run.pictures / "instances", self._run.path))
 
     def _draw(self, scene: Scene, chosen: Sequence[int], predicted: Path, pictures: Path, anchor: str | None) -> None:
         predictions = PredictionSet.open(predicted)
@@ -245,14 +253,30 @@ def show_result(run: RunDirectory, console: Console) -> None:
     rows = load_rows(run)
     if rows:
         print_summary(rows, console)
+        print_worst(next(iter(rows[0].results.values())), run.pictures / "instances", console)
     for what, path in (
         ("pictures", run.pictures / SHEET),
         ("scores", run.result),
         ("table", run.path / "table.md"),
+        ("diagnosis", run.diagnosis),
         ("predictions", run.predictions),
     ):
         if path.exists():
             console.print(f"{what:<12}{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_worst(result: SceneResult, pictures: Path, console: Console) -> None:
+    """Print the instances that went wrong most, with the pictures of their errors."""
+    worst, crops = worst_instances(result, _PRINTED), crops_of(pictures)
+    if not worst:
+        return
+    lost = sum(i.verdict != "found" for i in result.instances)
+    console.print(f"{lost} of {len(result.instances)} instances were not found; the worst:", highlight=False)
+    for i in worst:
+        told = f"  {i.class_name} {i.true_id}: {i.verdict}, {in_words(i, result)}"
+        picture = crops.get(i.true_id, {}).get("error")
+        shown = f"  {pictures / picture}" if picture else ""
+        console.print(told + shown, highlight=False, soft_wrap=True, markup=False)
 
 
 def load_rows(run: RunDirectory) -> list[Row]:
