@@ -129,9 +129,10 @@ class BoardPage:
 
 @dataclass(frozen=True, eq=False)
 class PlanPage:
-    """A plan: its tables, its crossed bases and heads, its study."""
+    """A plan: the boards of its own results, its tables, its crossed bases and heads, its study."""
 
     plan: PlanOutline
+    boards: tuple[Board, ...]
     main: tuple[Table, ...]
     matrices: tuple[tuple[str, tuple[tuple[str, Table], ...]], ...]
     studies: tuple[Study, ...]
@@ -321,7 +322,7 @@ def _plan_page(plan: PlanOutline, results: Sequence[StoredResult], places: dict[
     if not main and not studied:
         main = (plan_table(plan, None),)
     crossed = tuple(group for board in plain for group in _crossed(board, [plan.name]))
-    return PlanPage(plan, main, crossed, _studies(plan, mine, places) if studied else ())
+    return PlanPage(plan, plain, main, crossed, _studies(plan, mine, places) if studied else ())
 
 
 def _studies(
