@@ -63,11 +63,11 @@ class Case(NamedTuple):
     """What one process measures: where the Gaussians lie, how many there are, what attends to which."""
 
     layout: Layout
-    count: int
+    gaussians: int
     scope: Scope
 
     def __str__(self) -> str:
-        return f"{thousands(self.count)} in {self.layout}, {self.scope}"
+        return f"{thousands(self.gaussians)} in {self.layout}, {self.scope}"
 
 
 class Setting(NamedTuple):
@@ -118,8 +118,8 @@ class LabelPart:
         with torch.no_grad():
             self.head.query_means.copy_(torch.rand(queries, 3, generator=generator) * torch.tensor(ROOM))
             self.head.query_features.normal_(generator=generator)
-        self.gaussians = GaussianSet(case.count)
-        given = rooms(case.layout, case.count, seed)
+        self.gaussians = GaussianSet(case.gaussians)
+        given = rooms(case.layout, case.gaussians, seed)
         self.gaussians.add({name: FieldSpec(tuple(v.shape[1:]), v, 1e-3) for name, v in given.items()})
         self.gaussians.add(self.head.fields())
         self.camera = cameras(width, height, 1)[0]
@@ -155,7 +155,7 @@ def memory_of(case: Case, setting: Setting, threads: int) -> dict[str, Any]:
     load_cpu()
     keep_freed_memory()
     # Loads every library and makes every pool that the measured step needs.
-    LabelPart(case._replace(count=1000), setting).step()
+    LabelPart(case._replace(gaussians=1000), setting).step()
     part = LabelPart(case, setting)
     ctypes.CDLL(None).malloc_trim(0)
     before = peak_memory_reset()
@@ -191,7 +191,7 @@ def measure(results: dict[str, Any], arguments: argparse.Namespace, console: Con
         for scope in SCOPES
         for _ in range(arguments.repeats)
     ]
-    missing = Counter(wanted) - Counter(Case(c["layout"], c["count"], c["scope"]) for c in results["cases"])
+    missing = Counter(wanted) - Counter(Case(c["layout"], c["gaussians"], c["scope"]) for c in results["cases"])
     todo = sorted(missing.elements(), key=wanted.index)
     for number, case in enumerate(todo, start=1):
         where = f"{number}/{len(todo)} {case}"
@@ -206,8 +206,8 @@ def medians(results: dict[str, Any], layout: Layout) -> dict[int, dict[str, floa
     """MiB by number of Gaussians and scope; "visible" is the number of those in view."""
     out: dict[int, dict[str, float]] = {}
     found = [c for c in results["cases"] if c["layout"] == layout]
-    for n in sorted({c["count"] for c in found}):
-        cases = [c for c in found if c["count"] == n]
+    for n in sorted({c["gaussians"] for c in found}):
+        cases = [c for c in found if c["gaussians"] == n]
         out[n] = {"visible": float(cases[0]["visible"])}
         for scope in SCOPES:
             peaks = [c["bytes"] / 2**20 for c in cases if c["scope"] == scope]

@@ -50,10 +50,6 @@ def made() -> SceneResult:
     return rescore(bare, Protocol.load("panoptic-strict@1"))
 
 
-def _verdicts(made: SceneResult) -> dict[int, str]:
-    return {i.true_id: i.verdict for i in made.instances}
-
-
 def test_each_instance_has_its_verdict_in_words(made: SceneResult) -> None:
     words = {i.true_id: (i.verdict, in_words(i, made)) for i in made.instances}
     assert words[1] == ("found", "IoU 80 %; another id in 1 of 2 frames")
