@@ -35,7 +35,7 @@ class Claim(NamedTuple):
 
 
 def _table3(masks: str) -> list[Claim]:
-    plan, names = f"rooms-table3-{masks}", ("feature-blending", "label-blending", "label-blending-warping")
+    plan, names = f"rooms_table3_{masks}", ("feature-blending", "label-blending", "label-blending-warping")
     rows = ("FB", "LB", "LB+WP")
     return [
         Claim(plan, names[i], "<", names[i + 1], metric, ("III", rows[i], rows[i + 1]))
@@ -45,27 +45,27 @@ def _table3(masks: str) -> list[Claim]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    *(Claim("rooms-table2", base, "<", "3dgs-query", "depth_l1") for base in ("ligs-query", "2dgs-query")),
-    *(Claim("rooms-table2", "ligs-query", "<", f"{b}-query", "gaussians") for b in ("3dgs", "2dgs", "surfels")),
+    *(Claim("rooms_table2", base, "<", "3dgs-query", "depth_l1") for base in ("ligs-query", "2dgs-query")),
+    *(Claim("rooms_table2", "ligs-query", "<", f"{b}-query", "gaussians") for b in ("3dgs", "2dgs", "surfels")),
     *(
-        Claim("rooms-table2", "ligs-query", ">", f"{b}-query", "PQ", ("II", "LI-GS", b.upper()))
+        Claim("rooms_table2", "ligs-query", ">", f"{b}-query", "PQ", ("II", "LI-GS", b.upper()))
         for b in ("3dgs", "2dgs")
     ),
     *_table3("medium"),
     *_table3("heavy"),
     *(
-        Claim("rooms-table4", f"{b}-local", "=", f"{b}-global", "PQ", ("IV", f"Local CA {name}", f"Global CA {name}"))
+        Claim("rooms_table4", f"{b}-local", "=", f"{b}-global", "PQ", ("IV", f"Local CA {name}", f"Global CA {name}"))
         for b, name in (("ligs", "LI-GS"), ("2dgs", "2DGS"))
     ),
     *(
         Claim(
-            "rooms-table4", f"{b}-local", "<", f"{b}-global", "peak_memory_bytes",
+            "rooms_table4", f"{b}-local", "<", f"{b}-global", "peak_memory_bytes",
             ("IV", f"Local CA {name}", f"Global CA {name}"),
         )
         for b, name in (("ligs", "LI-GS"), ("2dgs", "2DGS"))
     ),
-    Claim("rooms-best", "best", ">", "ligs-query", "PQ"),
-    Claim("rooms-best", "best", ">", "ligs-query", "mIoU"),
+    Claim("rooms_best", "best", ">", "ligs-query", "PQ"),
+    Claim("rooms_best", "best", ">", "ligs-query", "mIoU"),
 )  # fmt: skip
 
 

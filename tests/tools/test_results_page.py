@@ -20,7 +20,7 @@ from panbench.report.statistics import Difference
 from panbench.resources import asset
 from results import STRICT, cell, result
 
-PLAN = "rooms-table3-heavy"
+PLAN = "rooms_table3_heavy"
 NAMES = ("feature-blending", "label-blending", "label-blending-warping")
 
 
@@ -94,10 +94,10 @@ def test_nothing_is_claimed_of_plans_without_results(tmp_path: Path) -> None:
 
 def test_the_page_has_each_plan_once_with_its_own_rows(tool: ModuleType, tmp_path: Path) -> None:
     store = _store(tmp_path / "store", {NAMES[0]: 60.0, NAMES[1]: 64.0})
-    _store(tmp_path / "store", {"ligs-query": 70.0}, plan="rooms-table2", depth_l1=1.25)
+    _store(tmp_path / "store", {"ligs-query": 70.0}, plan="rooms_table2", depth_l1=1.25)
     plans = [
         PlanOutline(PLAN, "Blending", methods=tuple(map(PlannedMethod, NAMES))),
-        PlanOutline("rooms-table2", "Bases"),
+        PlanOutline("rooms_table2", "Bases"),
         PlanOutline("table9", "Nothing yet", methods=(PlannedMethod("x"),)),
     ]
     page: str = tool.page([store], plans, tmp_path / "parity.json")
