@@ -77,7 +77,7 @@ class QueryHead(PanopticHead):
         use_scores: bool = False,
         warp_weight: float = 1.0,
         warp_every: int = 4,
-        warp_tolerance: float | None = 0.03,
+        warp_tolerance: float = 0.03,
         warp_labels: Literal["semantic", "all"] = "semantic",
         warp_norm: Norm = "l2",
     ) -> None:
@@ -132,7 +132,7 @@ class QueryHead(PanopticHead):
         warp_every: steps between two label warpings: they cost a rendering each. 1: always, as in the paper. One
             neighbour is drawn at a time among the base's ``neighbors`` (adjacency K_m), where eq. 10 sums over them.
         warp_tolerance: largest difference of depth, relative, at which two views see the same surface (our inference:
-            without it, labels leak from what hides a point); null: hidden points are compared too, as in the text.
+            without it, labels leak from what hides a point); 0: hidden points are compared too, as in the text.
         warp_labels: "semantic", as in eq. 10; "all": the instance labels too, each in a norm of its own.
         warp_norm: of eq. 10, which does not say which. "l2": the usual reading of an unmarked norm; "l1".
 
@@ -158,8 +158,8 @@ class QueryHead(PanopticHead):
             raise UserError(f"head: temperature_lr {temperature_lr} must not be negative; 0 keeps temperature fixed")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"head: label_smoothing {label_smoothing} must lie in [0, 1); 0 leaves it out")
-        if warp_tolerance is not None and warp_tolerance <= 0:
-            raise UserError(f"head: warp_tolerance {warp_tolerance} must be positive; null: no occlusion check")
+        if warp_tolerance < 0:
+            raise UserError(f"head: warp_tolerance {warp_tolerance} must not be negative; 0: no occlusion check")
         self.semantic_dim, self.instance_dim, self.hidden_dim = semantic_dim, instance_dim, hidden_dim
         self.blending, self.attention, self.scope = blending, attention, scope
         self.first_temperature, self.temperature_lr, self.no_object = temperature, temperature_lr, no_object

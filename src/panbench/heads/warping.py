@@ -22,7 +22,7 @@ def warping_term(
     other_labels: Tensor,
     other_depth: Tensor,
     *,
-    tolerance: float | None,
+    tolerance: float,
     norm: Norm,
 ) -> Tensor:
     """Mean of ‖M(r_m) − M(r_{m→n})‖ over the pixels that land in the other view's image and on something it shows.
@@ -30,10 +30,10 @@ def warping_term(
     Args:
         labels, count, camera, depth, other, other_labels, other_depth: as :func:`panbench.ops.warping_loss` takes them.
         tolerance: a point is hidden from the other view, and left out, if its depth differs from the surface there by
-            more than this share; None: no point is hidden.
+            more than this share; 0: no point is hidden.
         norm: "l2" in one pass of a kernel; "l1" in torch, which keeps a warped copy of the label image.
     """
-    limit = math.inf if tolerance is None else tolerance
+    limit = tolerance or math.inf
     if norm == "l2":
         return warping_loss(labels, count, camera, depth, other, other_labels, other_depth, limit)
     warped, valid = reference.warp(camera, depth, other, other_labels, other_depth, limit)
