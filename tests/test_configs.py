@@ -16,8 +16,9 @@ from panbench.cli.train import PanbenchCLI
 from panbench.resources import asset
 
 CONFIGS = asset("configs")
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "published").glob("*.yaml")])
 BASES, HEADS, DATA, PLANS = (sorted((CONFIGS / folder).glob("*.yaml")) for folder in ("base", "head", "data", "bench"))
+RECIPE = CONFIGS / "ligs_scannet.yaml"
 PARTS = [*BASES, *HEADS, *DATA]
 STEPS = 3
 
@@ -53,7 +54,7 @@ def test_a_part_states_every_value(path: Path) -> None:
 @pytest.mark.parametrize("head", HEADS, ids=_name)
 @pytest.mark.parametrize("base", BASES, ids=_name)
 def test_any_base_takes_any_head(base: Path, head: Path) -> None:
-    config = _Parsed(["--config", str(RECIPES[0]), "--model", str(base), "--model.head", str(head)]).config
+    config = _Parsed(["--config", str(RECIPE), "--model", str(base), "--model.head", str(head)]).config
     assert (
         config.model.init_args.head.class_path.rpartition(".")[2]
         == (yaml.safe_load(head.read_text())["class_path"].rpartition(".")[2])
@@ -76,12 +77,12 @@ def test_a_recipe_trains(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", BASES, ids=_name)
 def test_a_base_trains(base: Path, tmp_path: Path) -> None:
-    _trains(["--config", str(RECIPES[0]), "--model", str(base)], tmp_path)
+    _trains(["--config", str(RECIPE), "--model", str(base)], tmp_path)
 
 
 @pytest.mark.parametrize("head", HEADS, ids=_name)
 def test_a_head_trains(head: Path, tmp_path: Path) -> None:
-    _trains(["--config", str(RECIPES[0]), "--model.head", str(head)], tmp_path)
+    _trains(["--config", str(RECIPE), "--model.head", str(head)], tmp_path)
 
 
 def _trains(options: Sequence[str], folder: Path) -> None:

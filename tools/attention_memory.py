@@ -169,7 +169,8 @@ def open_results(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: with ``--page-only``, if there are none.
     """
-    settings = Setting(arguments.queries, *arguments.size, arguments.seed)._asdict()
+    width, height = arguments.size
+    settings = Setting(arguments.queries, width, height, arguments.seed)._asdict()
     machine = facts()
     if arguments.out.is_file():
         old: dict[str, Any] = json.loads(arguments.out.read_text())

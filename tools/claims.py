@@ -111,13 +111,13 @@ def _row(claim: Claim, board: Board) -> list[str] | None:
         return None
     column, scenes = COLUMNS[claim.metric], board.defined_scenes(claim.metric)
     scale, digits = column.scale, column.digits or 0
-    samples = [entry.samples(claim.metric, scenes) for entry in (left, right)]
-    summaries = [summarise(s, "mean") for s in samples]
+    ours, theirs = (entry.samples(claim.metric, scenes) for entry in (left, right))
+    summaries = [summarise(s, "mean") for s in (ours, theirs)]
     shown = [
         f"{s.mean * scale:.{digits}f}" + ("" if math.isnan(s.sd) else f" ± {s.sd * scale:.{digits}f}")
         for s in summaries
     ]
-    change = difference(*samples, "mean") if scenes and set(samples[0]) == set(samples[1]) else _UNKNOWN
+    change = difference(ours, theirs, "mean") if scenes and set(ours) == set(theirs) else _UNKNOWN
     told = "–" if math.isnan(change.value) else f"{change.value * scale:+.{digits}f}"
     if not math.isnan(change.low):
         told += f" [{change.low * scale:+.{digits}f}, {change.high * scale:+.{digits}f}]"

@@ -581,8 +581,8 @@ def test_wrong_arguments_are_told(cuda: Operators) -> None:
         cuda.blend(geometry, features.double(), labels, *lists, *none, *size, 0, False, NEAR, *numbers)
     with pytest.raises(RuntimeError, match="6 of 5 labels cannot be detached"):
         cuda.blend(geometry, features, labels, *lists, *none, *size, 0, 6, NEAR, *numbers)
+    discs = torch.rand(4, 13)
     with pytest.raises(RuntimeError, match="only ellipsoids have absolute gradients"):
-        discs = torch.rand(4, 13)
         cuda.blend(discs, features, labels, *lists, *none, *size, 1, 0, NEAR, *numbers, False, torch.zeros(4, 2))
     with pytest.raises(RuntimeError, match="no channel"):
         cuda.blend(geometry, features[:, :0], labels[:, :0], *lists, *none, *size, 0, False, NEAR, *numbers)
