@@ -67,7 +67,7 @@ def test_a_claim_holds_if_the_interval_leaves_out_zero_on_its_side(
 
 
 def test_every_claim_is_about_a_shipped_plan_a_known_metric_and_rows_of_the_paper() -> None:
-    plans = {path.stem.replace("_", "-"): path.read_text() for path in (asset("configs") / "bench").glob("*.yaml")}
+    plans = {path.stem: path.read_text() for path in (asset("configs") / "bench").glob("*.yaml")}
     for claim in CLAIMS:
         assert f"name: {claim.left}," in plans[claim.plan] or f"name: {claim.left}}}" in plans[claim.plan]
         assert claim.metric in claims.COLUMNS
