@@ -216,7 +216,7 @@ struct BlendInputs {
   int64_t visible;
   BlendInputs(const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets,
               const Tensor& tile_ids, const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask,
-              const std::optional<Tensor>& weight, int64_t width, int64_t height, int64_t kind, bool detached,
+              const std::optional<Tensor>& weight, int64_t width, int64_t height, int64_t kind, int64_t detached,
               double near_plane, int64_t masks, int64_t classes, int64_t first_query, bool logits, double epsilon)
       : visible(geometry.size(0)) {
     check(geometry.dim() == 2 && geometry.size(1) == panbench::geometry_width((int)kind), "geometry must be [M, G]");
@@ -230,7 +230,8 @@ struct BlendInputs {
     args.channels = (int)features.size(1);
     args.labels = (int)labels.size(1);
     args.stride = (args.channels + args.labels + 15) / 16 * 16;
-    args.attached = args.channels + (detached ? 0 : args.labels);
+    check(detached >= 0 && detached <= args.labels, "no more labels can be detached than there are");
+    args.attached = args.channels + args.labels - (int)detached;
     args.near_plane = (float)near_plane;
     args.geometry = floats(geometry);
     args.features = floats(features);
@@ -242,44 +243,57 @@ struct BlendInputs {
   }
 };
 
-using BlendResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-BlendResults blend(const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets,
-                   const Tensor& tile_ids, const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask,
-                   const std::optional<Tensor>& weight, int64_t width, int64_t height, int64_t kind, bool detached,
-                   double near_plane, int64_t masks, int64_t classes, int64_t first_query, bool logits,
-                   double epsilon) {
-  const BlendInputs inputs(geometry, features, labels, offsets, tile_ids, semantic, mask, weight, width, height, kind,
-                           detached, near_plane, masks, classes, first_query, logits, epsilon);
-  const Tensor image = empty({height, width, features.size(1)}), label_image = empty({height, width, labels.size(1)}),
-               alpha = empty({height, width}), depth = empty({height, width}), median = empty({height, width});
-  const Totals totals(inputs.args.targets);
-  panbench::blend(inputs.args, inputs.visible,
-                  {out(image), out(label_image), out(alpha), out(depth), out(median), nullptr}, totals.room());
-  return {image, label_image, alpha, depth, median, totals.entropy, totals.presence, totals.overlap};
+void check_absolute(bool wanted, int64_t kind) {
+  check(!wanted || kind == panbench::kEllipsoid, "only ellipsoids have absolute gradients");
 }
 
-std::tuple<Tensor, Tensor, Tensor> blend_backward(
+using BlendResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// `absolute` is what the autograd kernel sends a gradient to; its values are not read.
+BlendResults blend(const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets,
+                   const Tensor& tile_ids, const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask,
+                   const std::optional<Tensor>& weight, int64_t width, int64_t height, int64_t kind, int64_t detached,
+                   double near_plane, int64_t masks, int64_t classes, int64_t first_query, bool logits, double epsilon,
+                   bool distort, const std::optional<Tensor>& absolute) {
+  const BlendInputs inputs(geometry, features, labels, offsets, tile_ids, semantic, mask, weight, width, height, kind,
+                           detached, near_plane, masks, classes, first_query, logits, epsilon);
+  check_absolute(absolute.has_value(), kind);
+  const Tensor image = empty({height, width, features.size(1)}), label_image = empty({height, width, labels.size(1)}),
+               alpha = empty({height, width}), depth = empty({height, width}), median = empty({height, width}),
+               distortion = distort ? empty({height, width}) : empty({0, 0});
+  const Totals totals(inputs.args.targets);
+  panbench::blend(inputs.args, inputs.visible,
+                  {out(image), out(label_image), out(alpha), out(depth), out(median),
+                   distort ? out(distortion) : nullptr, nullptr},
+                  totals.room());
+  return {image, label_image, alpha, depth, median, totals.entropy, totals.presence, totals.overlap, distortion};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> blend_backward(
     const Tensor& geometry, const Tensor& features, const Tensor& labels, const Tensor& offsets, const Tensor& tile_ids,
     const std::optional<Tensor>& semantic, const std::optional<Tensor>& mask, const std::optional<Tensor>& weight,
-    int64_t width, int64_t height, int64_t kind, bool detached, double near_plane, int64_t masks, int64_t classes,
+    int64_t width, int64_t height, int64_t kind, int64_t detached, double near_plane, int64_t masks, int64_t classes,
     int64_t first_query, bool logits, double epsilon, const Tensor& label_image,
     const std::optional<Tensor>& grad_image, const std::optional<Tensor>& grad_label_image,
     const std::optional<Tensor>& grad_alpha, const std::optional<Tensor>& grad_depth,
     const std::optional<Tensor>& grad_median, const std::optional<Tensor>& grad_entropy,
-    const std::optional<Tensor>& grad_presence, const std::optional<Tensor>& grad_overlap) {
+    const std::optional<Tensor>& grad_presence, const std::optional<Tensor>& grad_overlap,
+    const std::optional<Tensor>& grad_distortion, bool absolute) {
   const BlendInputs inputs(geometry, features, labels, offsets, tile_ids, semantic, mask, weight, width, height, kind,
                            detached, near_plane, masks, classes, first_query, logits, epsilon);
+  check_absolute(absolute, kind);
   const SumGradients sums(inputs.args.targets, grad_entropy, grad_presence, grad_overlap);
   const Tensor g_geometry = empty({geometry.size(0), geometry.size(1)}),
                g_features = empty({features.size(0), features.size(1)}),
-               g_labels = empty({labels.size(0), labels.size(1)});
+               g_labels = empty({labels.size(0), labels.size(1)}),
+               g_absolute = empty({absolute ? geometry.size(0) : 0, 2});
   panbench::blend_backward(
       inputs.args, inputs.visible,
       {floats_or_null(grad_image), floats_or_null(grad_label_image), floats_or_null(grad_alpha),
-       floats_or_null(grad_depth), floats_or_null(grad_median), floats(label_image), sums.in},
-      out(g_geometry), out(g_features), out(g_labels));
-  return {g_geometry, g_features, g_labels};
+       floats_or_null(grad_depth), floats_or_null(grad_median), floats_or_null(grad_distortion), floats(label_image),
+       sums.in, absolute},
+      out(g_geometry), out(g_features), out(g_labels), out(g_absolute));
+  return {g_geometry, g_features, g_labels, g_absolute};
 }
 
 panbench::LabelTargets image_targets(const Tensor& labels, const Tensor& semantic, const Tensor& mask,
@@ -563,15 +577,16 @@ STABLE_TORCH_LIBRARY(panbench, m) {
   m.def("bin(Tensor geometry, int width, int height, int kind) -> (Tensor, Tensor)");
   m.def(
       "blend(Tensor geometry, Tensor features, Tensor labels, Tensor tile_offsets, Tensor tile_ids, Tensor? semantic, "
-      "Tensor? mask, Tensor? weight, int width, int height, int kind, bool detached, float near, int masks, int "
-      "classes, int first_query, bool logits, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "Tensor? mask, Tensor? weight, int width, int height, int kind, int detached, float near, int masks, int "
+      "classes, int first_query, bool logits, float epsilon, bool distort=False, Tensor? absolute=None) -> (Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "blend_backward(Tensor geometry, Tensor features, Tensor labels, Tensor tile_offsets, Tensor tile_ids, Tensor? "
-      "semantic, Tensor? mask, Tensor? weight, int width, int height, int kind, bool detached, float near, int masks, "
+      "semantic, Tensor? mask, Tensor? weight, int width, int height, int kind, int detached, float near, int masks, "
       "int classes, int first_query, bool logits, float epsilon, Tensor label_image, Tensor? grad_image, Tensor? "
       "grad_label_image, Tensor? grad_alpha, Tensor? grad_depth, Tensor? grad_median, Tensor? grad_entropy, Tensor? "
-      "grad_presence, Tensor? grad_overlap) -> (Tensor, Tensor, Tensor)");
+      "grad_presence, Tensor? grad_overlap, Tensor? grad_distortion=None, bool absolute=False) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
   m.def(
       "label_sums(Tensor labels, Tensor semantic, Tensor mask, Tensor weight, int masks, int classes, int first_query, "
       "bool logits, float epsilon) -> (Tensor, Tensor, Tensor)");

@@ -213,7 +213,7 @@ void blend(BlendArgs args, int64_t visible, BlendOut out, const LabelTotals& tot
   const std::vector<Footprint> prints = complete(args, visible);
   const KernelTable& table = kernels();
   const int tiles = args.tiles_x * args.tiles_y;
-  const int64_t bytes = table.blend_scratch(longest_list(args), args.stride);
+  const int64_t bytes = table.blend_scratch(longest_list(args), args.stride, out.distortion);
   std::vector<int64_t> cost(tiles);
   for (int t = 0; t < tiles; ++t) cost[t] = list_length(args, t);
   const std::vector<int> order = costly_first(cost);
@@ -235,10 +235,10 @@ void blend(BlendArgs args, int64_t visible, BlendOut out, const LabelTotals& tot
 }
 
 void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry,
-                    float* grad_features, float* grad_labels) {
+                    float* grad_features, float* grad_labels, float* absolute) {
   const std::vector<Footprint> prints = complete(args, visible);
   const KernelTable& table = kernels();
-  const int64_t bytes = table.blend_scratch(longest_list(args), args.stride);
+  const int64_t bytes = table.blend_scratch(longest_list(args), args.stride, in.distortion);
   const int width = geometry_width(args.kind);
   static thread_local std::vector<Group> storage;
   std::vector<Group>& groups = storage;  // thread_local: workers must use the caller's
@@ -257,7 +257,7 @@ void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, floa
   for (int64_t m = 0; m < visible; ++m)
     table.sum_rows(sources.rows.data() + sources.offsets[m], sources.offsets[m + 1] - sources.offsets[m], args.channels,
                    grad_features + m * args.channels, args.labels, grad_labels + m * args.labels, width,
-                   grad_geometry + m * width);
+                   grad_geometry + m * width, in.absolute ? absolute + m * 2 : nullptr);
 }
 
 }  // namespace panbench

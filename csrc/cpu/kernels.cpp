@@ -4,6 +4,7 @@
 // block. For a block, the blending weights W [hits, 16 pixels] are formed first; every channel of every kind is then
 // Out = W^T F, the gradient of the features is dF = W dOut, and only dW = F dOut^T of the attached channels goes back
 // into geometry.
+#include "../distortion.h"
 #include "../splat.h"
 #include "kernels.h"
 #include "project_lanes.h"
@@ -16,7 +17,7 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTail = 4;     // channels that are blended together where fewer than sixteen are left
 constexpr int kCulled = 64;   // candidates that are tested against a block before any of them is evaluated
-constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 constexpr float kNowhere = 1e15f;  // footprint of what pads the candidates: no block touches it
 #if defined(__AVX512F__)
 constexpr int kPixelGroup = 16;  // accumulators that fit the register file
@@ -92,6 +93,7 @@ struct Block {
   float* alpha;        // [hits, 16] 0 where not blended; this and what follows for the backward pass only
   float* before;       // [hits, 16] transmittance in front of the hit
   float* depth;        // [hits, 16] hit depth, 0 where not blended
+  float* offset;       // [hits, 16] q of the distortion, 0 where not blended; only if its gradient is asked for
 };
 
 // What a pixel sums up beside its channels.
@@ -99,11 +101,12 @@ struct Sums {
   F16 transmittance;  // that is left behind the last hit
   F16 depth;          // of w d
   F16 median;         // depth of the last hit in front of which T > 1/2
+  Distortion<F16> distortion;  // if it is asked for
 };
 
-int64_t blend_scratch(int64_t hits, int stride) {
-  const int64_t padded = round_up(hits, kLanes) + 1;
-  const int64_t floats = padded * (kParams + 10 + 4 + stride + 6 * kLanes) + 2 * kLanes * (int64_t)stride + kLanes;
+int64_t blend_scratch(int64_t hits, int stride, bool distort) {
+  const int64_t padded = round_up(hits, kLanes) + 1, per_hit = (distort ? 7 : 6) * kLanes;
+  const int64_t floats = padded * (kParams + 10 + 4 + stride + per_hit) + 2 * kLanes * (int64_t)stride + kLanes;
   return floats * 4 + 64 * 32;
 }
 
@@ -153,7 +156,7 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   return t;
 }
 
-Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
+Block open_block_buffers(const Tile& t, bool backward, bool distort, char*& scratch) {
   Block b;
   b.count = 0;
   // One more than there can be hits: what turns out to be no hit is overwritten by the next one.
@@ -162,6 +165,7 @@ Block open_block_buffers(const Tile& t, bool backward, char*& scratch) {
   b.weight = take(scratch, (int64_t)(t.padded + 1) * kLanes);
   float** const arrays[] = {&b.alpha, &b.before, &b.depth};
   for (float** array : arrays) *array = backward ? take(scratch, (int64_t)(t.padded + 1) * kLanes) : nullptr;
+  b.offset = backward && distort ? take(scratch, (int64_t)(t.padded + 1) * kLanes) : nullptr;
   return b;
 }
 
@@ -264,10 +268,10 @@ PB_INLINE Hit evaluate(const float* p, F16 px, F16 py, float near_plane) {
 }
 
 // Forms the weights of one block: fills the block's buffers with its hits in order.
-template <int kind, bool backward>
+template <int kind, bool backward, bool distort>
 PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
   const float bx = (float)(block % 4 * kBlock) + 0.5f, by = (float)(block / 4 * kBlock) + 0.5f;
-  Sums sums = {set1(1.0f), zero(), zero()};
+  Sums sums = {set1(1.0f), zero(), zero(), {set1(1.0f), zero(), zero()}};
   // Transmittance where the pixel still takes light, and 0 where it has stopped or lies outside of the image: no mask
   // has to be carried from hit to hit.
   F16 open = select(mask_of(inside), set1(1.0f), zero());
@@ -293,6 +297,14 @@ PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t i
       } else {
         sums.depth = fma(weight, hit.depth, sums.depth);
         sums.median = select(blended & less(set1(0.5f), open), hit.depth, sums.median);
+      }
+      if constexpr (distort) {
+        // A pixel's first hit finds all of the light.
+        Distortion<F16>& d = sums.distortion;
+        d.first = select(blended & less_equal(set1(1.0f), open), hit.depth, d.first);
+        const F16 offset = select(blended, d.offset(hit.depth), zero());
+        d.add(weight, offset);
+        if constexpr (backward) store(out.offset + count * kLanes, offset);
       }
       sums.transmittance = select(goes_on, next, sums.transmittance);
       open = select(goes_on, next, zero());
@@ -404,17 +416,19 @@ PB_INLINE void add_block(const BlendArgs& a, const BlockPlace& at, const float* 
   add_pixels(a.targets, pixels, sums);
 }
 
-template <int kind>
+template <int kind, bool distort>
 PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
   Tile t = open_tile(a, tile, scratch);
-  Block b = open_block_buffers(t, false, scratch);
+  Block b = open_block_buffers(t, false, distort, scratch);
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
-    const Sums sums = weigh<kind, false>(a, t, block, at.inside, at.px, at.py, b);
+    const Sums sums = weigh<kind, false, distort>(a, t, block, at.inside, at.px, at.py, b);
     scatter(a, at, set1(1.0f) - sums.transmittance, out.alpha);
     scatter(a, at, sums.depth, out.depth);
     scatter(a, at, sums.median, out.median);
+    if constexpr (distort)
+      scatter(a, at, sums.distortion.value(set1(1.0f) - sums.transmittance), out.distortion);
     open_slots(a, t, b);
     blend_channels(a, t, b, at, 0, a.channels, out.image);
     blend_channels(a, t, b, at, a.channels, a.labels, out.label_image);
@@ -490,9 +504,10 @@ PB_INLINE void feature_gradients(const BlendArgs& a, const Block& b, const float
   }
 }
 
-// dW = F dOut^T over the attached channels, plus depth: signal [hits, 16].
+// dW = F dOut^T over the attached channels, plus depth and distortion: signal [hits, 16].
+template <bool distort>
 PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& b, const float* by_channel,
-                                F16 grad_depth, float* signal) {
+                                F16 grad_depth, const DistortionGradient<F16>& grad_distortion, float* signal) {
   for (int n = 0; n < b.count; n += kHitGroup) {
     // Several hits at once: one alone is a chain of dependent additions. The last group repeats its last hit.
     const float* f[kHitGroup];
@@ -502,6 +517,7 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
       const int hit = n + k < b.count ? n + k : b.count - 1;
       f[k] = t.rows + (int64_t)b.slot[hit] * a.stride;
       s[k] = load(b.depth + hit * kLanes) * grad_depth;
+      if constexpr (distort) s[k] = s[k] + grad_distortion.of_weight(load(b.offset + hit * kLanes));
     }
     for (int c = 0; c < a.attached; ++c) {
       const F16 g = load(by_channel + c * kLanes);
@@ -512,11 +528,11 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
   }
 }
 
-template <int kind>
+template <int kind, bool distort>
 PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
   Tile t = open_tile(a, tile, scratch);
   if (!t.count) return;
-  Block b = open_block_buffers(t, true, scratch);
+  Block b = open_block_buffers(t, true, distort, scratch);
   float* moments = take(scratch, (int64_t)t.padded * kLanes);  // [slots, 16] sums over the tile's pixels
   float* signal = take(scratch, (int64_t)t.padded * kLanes);   // [hits, 16]
   int32_t* rows = reinterpret_cast<int32_t*>(take(scratch, t.padded));
@@ -532,7 +548,8 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
       prefetch(in.label_gradient ? in.label_gradient + first * a.labels : nullptr, across * a.labels);
       prefetch(in.sums.given ? in.label_image + first * a.labels : nullptr, across * a.labels);
     }
-    const F16 transmittance = weigh<kind, true>(a, t, block, at.inside, at.px, at.py, b).transmittance;
+    const Sums found = weigh<kind, true, distort>(a, t, block, at.inside, at.px, at.py, b);
+    const F16 transmittance = found.transmittance;
     if (!b.count) continue;
     const int known = t.slots;
     open_slots(a, t, b);
@@ -540,11 +557,14 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     load_gradients(a, at, in, by_pixel, by_channel);
     feature_gradients(a, b, by_pixel, rows, out.features);
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
-    weight_gradients(a, t, b, by_channel, grad_depth, signal);
+    const DistortionGradient<F16> grad_distortion(found.distortion, set1(1.0f) - transmittance,
+                                                  gather(a, at, in.distortion));
+    const F16 inverse_first = set1(1.0f) / grad_distortion.first;
+    weight_gradients<distort>(a, t, b, by_channel, grad_depth, grad_distortion, signal);
     // Back to front: alpha g_alpha = w s - alpha / (1 - alpha) (sum behind of w s - T_final g_A).
     F16 behind = zero() - transmittance * gather(a, at, in.alpha);
     M16 median_open = mask_of(at.inside);
-    const bool moves_hits = in.depth || in.median;
+    const bool moves_hits = in.depth || in.median || distort;
     const auto log_gradient = [&](int n) __attribute__((always_inline)) {
       const F16 alpha = load(b.alpha + n * kLanes), pull = load(b.weight + n * kLanes) * load(signal + n * kLanes);
       const F16 grad = pull - alpha * reciprocal(set1(1.0f) - alpha) * behind;
@@ -556,7 +576,12 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
       const F16 weight = load(b.weight + n * kLanes);
       const M16 is_median = less(zero(), weight) & less(set1(0.5f), load(b.before + n * kLanes)) & median_open;
       median_open = and_not(median_open, is_median);
-      return fma(weight, grad_depth, select(is_median, grad_median, zero()));
+      F16 grad = select(is_median, grad_median, zero());
+      if constexpr (distort) {
+        const F16 offset = load(b.offset + n * kLanes);
+        grad = grad + grad_distortion.of_depth(weight, offset, offset + inverse_first);
+      }
+      return fma(weight, grad_depth, grad);
     };
     if constexpr (kind == kEllipsoid) {
       const auto terms = [&](int n, F16* out) __attribute__((always_inline)) {
@@ -571,8 +596,18 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
         out[6] = hit_gradient(n);
         out[7] = zero();
       };
-      // Two hits at a time: sixteen sums cost no more than eight.
       int n = b.count - 1;
+      for (; in.absolute && n >= 0; --n) {
+        F16 v[kLanes];
+        terms(n, v);
+        const float* p = t.params + b.candidate[n] * kParams;
+        const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
+        v[7] = magnitude(v[0] * fma(set1(2.0f * p[2]), dx, set1(p[3]) * dy));
+        v[8] = magnitude(v[0] * fma(set1(2.0f * p[4]), dy, set1(p[3]) * dx));
+        for (int k = 9; k < kLanes; ++k) v[k] = zero();
+        add_to(moments + b.slot[n] * kLanes, sums(v));
+      }
+      // Two hits at a time: sixteen sums cost no more than eight.
       for (; n > 0; n -= 2) {
         F16 v[kLanes];
         terms(n, v);
@@ -630,23 +665,36 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     geometry_gradient(kind, geometry_row(a, t.ids[t.owner[slot]]), x0, y0, m, gradient);
     float* row = out.geometry + (int64_t)rows[slot] * kLanes;
     for (int k = 0; k < geometry_width(kind); ++k) row[k] += gradient[k];
+    // The parameters' conic has a factor of log2(e) too much.
+    for (int k = kEllipsoidGeometry; in.absolute && k < kEllipsoidGeometry + 2; ++k) row[k] += kLn2 * m[k];
+  }
+}
+
+template <int kind>
+void forward_kind(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
+  if (out.distortion) {
+    forward_tile<kind, true>(a, out, tile, scratch);
+  } else {
+    forward_tile<kind, false>(a, out, tile, scratch);
+  }
+}
+
+template <int kind>
+void backward_kind(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
+  if (in.distortion) {
+    backward_tile<kind, true>(a, in, out, tile, scratch);
+  } else {
+    backward_tile<kind, false>(a, in, out, tile, scratch);
   }
 }
 
 void blend_forward(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
-  if (a.kind == kEllipsoid) {
-    forward_tile<kEllipsoid>(a, out, tile, scratch);
-  } else {
-    forward_tile<kDisc>(a, out, tile, scratch);
-  }
+  a.kind == kEllipsoid ? forward_kind<kEllipsoid>(a, out, tile, scratch) : forward_kind<kDisc>(a, out, tile, scratch);
 }
 
 void blend_backward(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
-  if (a.kind == kEllipsoid) {
-    backward_tile<kEllipsoid>(a, in, out, tile, scratch);
-  } else {
-    backward_tile<kDisc>(a, in, out, tile, scratch);
-  }
+  a.kind == kEllipsoid ? backward_kind<kEllipsoid>(a, in, out, tile, scratch)
+                       : backward_kind<kDisc>(a, in, out, tile, scratch);
 }
 
 PB_INLINE void sum_channels(const GradSource* from, int64_t count, int first, int channels, float* to) {
@@ -659,12 +707,16 @@ PB_INLINE void sum_channels(const GradSource* from, int64_t count, int first, in
 
 // The sum of a Gaussian's rows in all groups, in their order.
 void sum_rows(const GradSource* from, int64_t count, int channels, float* features, int labels, float* label_rows,
-              int width, float* geometry) {
+              int width, float* geometry, float* absolute) {
   sum_channels(from, count, 0, channels, features);
   sum_channels(from, count, channels, labels, label_rows);
   F16 s = zero();
   for (int64_t i = 0; i < count; ++i) s = s + load(from[i].geometry);
   store_part(geometry, s, width);
+  if (!absolute) return;
+  float lanes[kLanes];
+  store(lanes, s);
+  for (int k = 0; k < 2; ++k) absolute[k] = lanes[kEllipsoidGeometry + k];
 }
 
 void label_sums(const LabelTargets& l, const float* image, int64_t begin, int64_t end, LabelSums& sums) {

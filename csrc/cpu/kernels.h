@@ -83,6 +83,7 @@ struct BlendOut {
   float* alpha;        // [H, W]
   float* depth;        // [H, W]
   float* median;       // [H, W]
+  float* distortion;   // [H, W], or null: not wanted
   LabelSums* sums;     // [T], where there are targets
 };
 
@@ -93,8 +94,10 @@ struct BlendGradIn {
   const float* alpha;           // [H, W]
   const float* depth;           // [H, W]
   const float* median;          // [H, W]
+  const float* distortion;      // [H, W]
   const float* label_image;     // [H, W, L] as it was blended
   LabelGradIn sums;
+  bool absolute;  // whether the rows get, behind the geometry of ellipsoids, the sums of |dL/d mean_x| and |dL/d mean_y|
 };
 
 // Gradients that one group of tiles writes, a row for each Gaussian that its pixels meet.
@@ -136,12 +139,12 @@ struct KernelTable {
   void (*project_backward)(const Gaussians&, const View&, int kind, int64_t begin, const int64_t* ids, int64_t first,
                            int64_t last, const float* grad_geometry, const float* grad_normals, const GaussianArrays&);
   // Bytes of scratch that blend needs for a tile with `hits` candidates.
-  int64_t (*blend_scratch)(int64_t hits, int stride);
+  int64_t (*blend_scratch)(int64_t hits, int stride, bool distort);
   void (*blend_forward)(const BlendArgs&, const BlendOut&, int tile, char* scratch);
   void (*blend_backward)(const BlendArgs&, const BlendGradIn&, GradRows&, int tile, char* scratch);
-  // Writes the sums of `count` rows: features [channels], labels [labels], geometry [width].
+  // Writes the sums of `count` rows: features [channels], labels [labels], geometry [width], and absolute [2] unless null.
   void (*sum_rows)(const GradSource* from, int64_t count, int channels, float* features, int labels, float* label_rows,
-                   int width, float* geometry);
+                   int width, float* geometry, float* absolute);
   // Adds the pixels begin..end of an image [P, L] to the sums, sixteen at a time.
   void (*label_sums)(const LabelTargets&, const float* image, int64_t begin, int64_t end, LabelSums&);
   // Writes the gradients [P, L] of the pixels begin..end.

@@ -55,12 +55,13 @@ void label_sums(const LabelTargets& targets, const float* image, int64_t pixels,
 void label_sums_backward(const LabelTargets& targets, const LabelGradIn& in, const float* image, int64_t pixels,
                          float* grad);
 
-// Image, label image, alpha, sum of weighted depth, median depth and, where there are targets, the sums.
+// Image, label image, alpha, sum of weighted depth, median depth and, where they are wanted, distortion and sums.
 void blend(BlendArgs args, int64_t visible, BlendOut out, const LabelTotals& totals);
 
-// Gradients of geometry [M, G], features [M, C] and labels [M, L]. Same bits for any number of threads.
+// Gradients of geometry [M, G], features [M, C] and labels [M, L], and, if in.absolute, the sums over pixels [M, 2] of the
+// absolute gradients of ellipsoids' means. Same bits for any number of threads.
 void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, float* grad_geometry, float* grad_features,
-                    float* grad_labels);
+                    float* grad_labels, float* absolute);
 
 void attend(const AttendArgs& args, float* attention);
 void attend_backward(const AttendArgs& args, const float* shares, const float* grad_attention, float* grad_features,

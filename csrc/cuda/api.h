@@ -44,15 +44,16 @@ int pb_cuda_bin_fill(const float* geometry, int64_t visible, int kind, int width
 // image [H, W, C], label_image [H, W, L], alpha, depth and median [H, W]. tf32: multiply on tensor cores where the
 // device can and C + L > 8. bounds [M, 12]: working space. What labels are compared with is semantic, mask and weight
 // [H, W], or all three are null: sums [1 + 2 Q + 2 K Q], zero before, get entropy, presence and overlap, Q = L -
-// first_query.
+// first_query. distortion [H, W], or null: not wanted.
 int pb_cuda_blend(const float* geometry, const float* features, const float* labels, const int32_t* tile_offsets,
                   const int32_t* tile_ids, int64_t visible, int width, int height, int feature_count, int label_count,
                   int kind, float near_plane, int tf32, const int32_t* semantic, const int32_t* mask,
                   const float* weight, int masks, int classes, int first_query, int logits, float epsilon,
                   float* bounds, float* image, float* label_image, float* alpha, float* depth, float* median,
-                  double* sums, void* stream);
+                  double* sums, float* distortion, void* stream);
 // Adds to grad_geometry [M, G], grad_features [M, C] and grad_labels [M, L]. Each of the upstream gradients, grad_image
-// to grad_overlap, may be null: nothing depends on it. detached: labels send no gradient into geometry.
+// to grad_distortion, may be null: nothing depends on it. detached: the last so many labels send no gradient into
+// geometry. grad_absolute [M, 2]: gets the sums over pixels of the absolute gradients of ellipsoids' means, or is null.
 int pb_cuda_blend_backward(const float* geometry, const float* features, const float* labels,
                            const int32_t* tile_offsets, const int32_t* tile_ids, int64_t visible, int width, int height,
                            int feature_count, int label_count, int kind, int detached, float near_plane, int tf32,
@@ -60,8 +61,9 @@ int pb_cuda_blend_backward(const float* geometry, const float* features, const f
                            int first_query, int logits, float epsilon, const float* label_image,
                            const float* grad_image, const float* grad_label_image, const float* grad_alpha,
                            const float* grad_depth, const float* grad_median, const float* grad_entropy,
-                           const float* grad_presence, const float* grad_overlap, float* bounds, float* grad_geometry,
-                           float* grad_features, float* grad_labels, void* stream);
+                           const float* grad_presence, const float* grad_overlap, const float* grad_distortion,
+                           float* bounds, float* grad_geometry, float* grad_features, float* grad_labels,
+                           float* grad_absolute, void* stream);
 
 // The sums of a label image [H, W, L] by itself, as in pb_cuda_blend.
 int pb_cuda_label_sums(const float* labels, int width, int height, int label_count, const int32_t* semantic,

@@ -2,6 +2,7 @@
 // when weights are formed, and on a rectangle of outputs when they are multiplied. Channels are numbered through:
 // labels first, then features.
 #pragma once
+#include "../distortion.h"
 #include "../splat.h"
 #include "label_sums.h"
 #include "matrix.h"

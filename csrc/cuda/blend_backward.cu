@@ -28,6 +28,7 @@ struct BlendUpstream {
   const float* alpha;        // [H, W]
   const float* depth;        // [H, W]
   const float* median;       // [H, W]
+  const float* distortion;   // [H, W]
   LabelUpstream sums;
   const float* blended_labels;  // [H, W, L]: what the forward pass gave
   LabelTargets targets;
@@ -37,15 +38,25 @@ struct BlendGradient {
   float* geometry;  // [M, G]
   float* features;  // [M, C]
   float* labels;    // [M, L]
+  float* absolute;  // [M, 2], or null: not wanted
 };
 
 // What a block does at a time: channels of a window, and how they are cut.
 struct Window {
-  int first_attached;  // channels in front of it send no gradient into geometry
+  int still, moving;  // channels still..moving - 1 send no gradient into geometry
   int width;           // a multiple of kGroup
   bool whole;          // one window has all channels
 
   PB_HD int row() const { return width + kPad; }
+
+  // Of the channels from c on those in front of near_end and from far_begin on send gradient into geometry, and some of
+  // their groups' neighbours that count as 0.
+  __device__ void parts(int c, int& near_end, int& far_begin) const {
+    const int end = still > c ? (still - c + kGroup - 1) / kGroup * kGroup : 0;
+    const int begin = moving > c ? (moving - c) / kGroup * kGroup : 0;
+    near_end = end < width ? end : width;
+    far_begin = begin < near_end ? near_end : begin;
+  }
 };
 
 // What a thread knows of its pixel after the first sweep.
@@ -53,9 +64,10 @@ struct PixelTrace {
   float transmittance = 1.0f;
   int stop = 0;     // candidates from here on are not blended
   int median = -1;  // the candidate that the median depth is of
+  Distortion<float> distortion{1.0f, 0.0f, 0.0f};  // if its gradient is wanted
 };
 
-template <int kind>
+template <int kind, bool distort>
 __device__ PixelTrace trace(const BlendInput& in, int begin, int end, const TilePixel& pixel, float* params,
                             float* bounds, int& reached) {
   PixelTrace t;
@@ -78,6 +90,10 @@ __device__ PixelTrace trace(const BlendInput& in, int begin, int end, const Tile
         t.stop = first + n;
         active = false;
         break;
+      }
+      if constexpr (distort) {
+        if (t.transmittance == 1.0f) t.distortion.first = hit.depth;
+        t.distortion.add(hit.alpha * t.transmittance, t.distortion.offset(hit.depth));
       }
       if (t.transmittance > 0.5f) t.median = first + n;
       t.transmittance = next;
@@ -251,11 +267,12 @@ __device__ void load_upstream(const BlendInput& in, const BlendUpstream& upstrea
 }
 
 // The same of the features of the batch; those of channels that are not attached count as 0.
-__device__ void load_features(const BlendInput& in, int begin, int count, int first_attached, int first, int width,
+__device__ void load_features(const BlendInput& in, const Window& window, int begin, int count, int first, int width,
                               int row, float* rows) {
   for (int i = (int)threadIdx.x; i < kBatch * width; i += kTilePixels) {
     const int hit = i / width, c = first + i % width;
-    rows[hit * row + i % width] = hit < count && c >= first_attached && c < in.channels()
+    const bool attached = c < window.still || c >= window.moving;
+    rows[hit * row + i % width] = hit < count && attached && c < in.channels()
                                       ? *channel_at(in, in.labels, in.features, in.tile_ids[begin + hit], c)
                                       : 0.0f;
   }
@@ -290,16 +307,45 @@ __device__ void add_feature_gradient(const BlendInput& in, const Window& window,
 }
 
 // Bytes of shared memory with rows of so many floats.
-constexpr std::size_t backward_shared(int row) {
+constexpr std::size_t backward_shared(int row, bool distort) {
+  const std::size_t spreads = distort ? kTilePixels * sizeof(DistortionGradient<float>) : 0;
   return shared_bytes(kBatch * kParams * sizeof(float), kBatch * kBounds * sizeof(float),
                       kBatch * kPixelRow * sizeof(float), kBatch * kPixelRow * sizeof(float),
                       (std::size_t)kTilePixels * row * sizeof(float), (std::size_t)kBatch * row * sizeof(float),
                       kTilePixels * sizeof(float), kTilePixels * sizeof(float), kTilePixels * sizeof(float),
-                      kTilePixels * sizeof(int), kWarps * sizeof(unsigned));
+                      kTilePixels * sizeof(int), kWarps * sizeof(unsigned), spreads);
+}
+
+// Depth of the hit with parameters p at a pixel that it is blended in.
+template <int kind>
+__device__ float hit_depth(const float* p, float px, float py) {
+  if constexpr (kind == kEllipsoid) return p[6];
+  const DiscPoint d = disc_point(p, px, py);
+  return d.u * p[9] + (d.v * p[10] + p[11]);
+}
+
+// Adds to absolute [M, 2] what the pixels of the tile send to the means of a batch's ellipsoids, each in absolute value.
+// signal: alpha dL/dalpha. Sixteen threads to a hit; behind the moments, so that these need no more registers.
+__device__ void add_absolute(const BlendInput& in, int first, int count, const float* params, const float* weights,
+                             const float* signal, const unsigned* touched, float* absolute) {
+  const int hit = (int)threadIdx.x / kParts, part = (int)threadIdx.x % kParts;
+  const float* const p = params + hit * kParams;
+  float sum_x = 0.0f, sum_y = 0.0f;
+  for (int at = part; hit < count && at < kTilePixels; at += kParts) {
+    if ((touched[at / 32] >> hit & 1) == 0 || weights[hit * kPixelRow + at] == 0.0f) continue;
+    const float dx = p[0] - ((float)tile_column(at) + 0.5f), dy = p[1] - ((float)tile_row(at) + 0.5f);
+    const float pull = signal[hit * kPixelRow + at];
+    sum_x += fabsf(pull * (p[2] * dx + p[3] * dy));
+    sum_y += fabsf(pull * (p[3] * dx + p[4] * dy));
+  }
+  sum_x = sum_lanes<kParts>(sum_x);
+  sum_y = sum_lanes<kParts>(sum_y);
+  const float mine = part == 0 ? sum_x : sum_y;
+  if (hit < count && part < 2 && mine != 0.0f) atomicAdd(absolute + (int64_t)in.tile_ids[first + hit] * 2 + part, mine);
 }
 
 // At least two blocks to a multiprocessor, as far as registers go; see blend_product.
-template <int kind, int mode>
+template <int kind, int mode, bool distort>
 __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, Window window, BlendUpstream upstream,
                                                               BlendGradient gradient) {
   const int row = mode == kSmall ? kSmallRow : window.row();
@@ -316,6 +362,8 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
   float* const median_gradients = shared.take<float>(kTilePixels);
   int* const medians = shared.take<int>(kTilePixels);
   unsigned* const touched = shared.take<unsigned>(kWarps);  // hits that a warp's pixels may have
+  [[maybe_unused]] DistortionGradient<float>* spreads = nullptr;
+  if constexpr (distort) spreads = shared.take<DistortionGradient<float>>(kTilePixels);
 
   const int tile = (int)blockIdx.x, thread = (int)threadIdx.x;
   const int begin = in.tile_offsets[tile], end = in.tile_offsets[tile + 1];
@@ -326,13 +374,16 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
   if (targets.logits && targets.classes > 0 && upstream.sums.entropy && pixel.inside)
     log_totals[thread] = log_total(upstream.blended_labels + pixel.index * in.label_count, targets.classes);
   int reached;
-  const PixelTrace traced = trace<kind>(in, begin, end, pixel, params, bounds, reached);
+  const PixelTrace traced = trace<kind, distort>(in, begin, end, pixel, params, bounds, reached);
 
   const float grad_depth = pixel.inside && upstream.depth ? upstream.depth[pixel.index] : 0.0f;
   const float open = pixel.inside && upstream.alpha ? traced.transmittance * upstream.alpha[pixel.index] : 0.0f;
   depth_gradients[thread] = grad_depth;
   median_gradients[thread] = pixel.inside && upstream.median ? upstream.median[pixel.index] : 0.0f;
   medians[thread] = traced.median;
+  const DistortionGradient<float> spread(traced.distortion, 1.0f - traced.transmittance,
+                                         distort && pixel.inside ? upstream.distortion[pixel.index] : 0.0f);
+  if constexpr (distort) spreads[thread] = spread;
   if (mode == kSmall) load_upstream(in, upstream, tile, 0, kSmallChannels, row, log_totals, rows);
   if (mode != kSmall && window.whole) load_upstream(in, upstream, tile, 0, window.width, row, log_totals, rows);
 
@@ -342,7 +393,7 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
     PB_BARRIER(backward_batch);
     load_candidates<kind>(in, first, count, pixel, params, bounds);
     if constexpr (mode == kSmall)
-      load_features(in, first, count, window.first_attached, 0, kSmallChannels, row, features);
+      load_features(in, window, first, count, 0, kSmallChannels, row, features);
     PB_BARRIER(backward_loaded);
     const unsigned near = near_warp(bounds, count, first < traced.stop);
     if (thread % 32 == 0) touched[thread / 32] = near;
@@ -362,10 +413,13 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
       typename Products<mode>::Signal s;
       for (int c = 0; c < in.channels(); c += window.width) {
         if (!window.whole) load_upstream(in, upstream, tile, c, window.width, row, log_totals, rows);
-        load_features(in, first, count, window.first_attached, c, window.width, row, features);
+        load_features(in, window, first, count, c, window.width, row, features);
         PB_BARRIER(window_loaded);
-        const int skipped = window.first_attached > c ? (window.first_attached - c) / kGroup * kGroup : 0;
-        s.add(features, rows, row, skipped, window.width);
+        // Whole groups that send nothing are left out: the channels in front of them, and those behind.
+        int near_end, far_begin;
+        window.parts(c, near_end, far_begin);
+        s.add(features, rows, row, 0, near_end);
+        s.add(features, rows, row, far_begin, window.width);
         multiply_window<mode>(window, weights, rows, signal);
         PB_BARRIER(window_multiplied);
         add_feature_gradient(in, window, first, count, c, signal, gradient);
@@ -384,6 +438,7 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
         const float rest = 1.0f - hit.alpha;
         transmittance /= rest;
         float s = hit.depth * grad_depth;
+        if constexpr (distort) s += spread.of_weight(spread.offset(hit.depth));
         if constexpr (mode == kSmall) {
 #pragma unroll
           for (int c = 0; c < kSmallChannels; ++c) s += features[n * row + c] * rows[thread * row + c];
@@ -407,10 +462,13 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
         if ((touched[at / 32] >> hit & 1) == 0) continue;
         const float weight = weights[hit * kPixelRow + at];
         if (weight == 0.0f) continue;
-        const float grad_hit =
-            weight * depth_gradients[at] + (medians[at] == first + hit ? median_gradients[at] : 0.0f);
-        add_moments<kind>(p, (float)tile_column(at) + 0.5f, (float)tile_row(at) + 0.5f, signal[hit * kPixelRow + at],
-                          grad_hit, moments);
+        const float x = (float)tile_column(at) + 0.5f, y = (float)tile_row(at) + 0.5f;
+        float grad_hit = weight * depth_gradients[at] + (medians[at] == first + hit ? median_gradients[at] : 0.0f);
+        if constexpr (distort) {
+          const float depth = hit_depth<kind>(p, x, y);
+          grad_hit += spreads[at].of_depth(weight, spreads[at].offset(depth), 1.0f / depth);
+        }
+        add_moments<kind>(p, x, y, signal[hit * kPixelRow + at], grad_hit, moments);
         if constexpr (mode == kSmall) {
 #pragma unroll
           for (int c = 0; c < kSmallChannels; ++c) sums[c] += weight * rows[at * row + c];
@@ -423,6 +481,8 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
 #pragma unroll
       for (int c = 0; c < kSmallChannels; ++c) sums[c] = sum_lanes<kParts>(sums[c]);
     }
+    if (kind == kEllipsoid && gradient.absolute)
+      add_absolute(in, first, count, params, weights, signal, touched, gradient.absolute);
     if (hit >= count) continue;
     // All sixteen have the sums: each adds one entry of the row, so that they are one access to memory.
     constexpr int kWidth = kind == kDisc ? kDiscGeometry : kEllipsoidGeometry;
@@ -441,31 +501,41 @@ __global__ void __launch_bounds__(kTilePixels, 2) blend_backward(BlendInput in, 
   }
 }
 
-// All channels at a time where that fits, else as many as leave room for a second block.
-Window window_of(const BlendInput& in, int first_attached) {
+// All channels at a time where that fits, else as many as leave room for a second block. The last `detached` labels are
+// still.
+Window window_of(const BlendInput& in, int detached, bool distort) {
+  const int still = in.label_count > detached ? in.label_count - detached : 0;
+  if (in.channels() <= kSmallChannels) return {still, in.label_count, kSmallChannels, true};
   const int groups = (int)blocks_for(in.channels(), kGroup);
   const std::size_t limit = shared_limit();
-  if (groups <= kMostItems && backward_shared(groups * kGroup + kPad) <= limit)
-    return {first_attached, groups * kGroup, true};
-  const bool wide = backward_shared(2 * kGroup + kPad) <= limit;
-  return {first_attached, wide ? 2 * kGroup : kGroup, false};
+  if (groups <= kMostItems && backward_shared(groups * kGroup + kPad, distort) <= limit)
+    return {still, in.label_count, groups * kGroup, true};
+  const bool wide = backward_shared(2 * kGroup + kPad, distort) <= limit;
+  return {still, in.label_count, wide ? 2 * kGroup : kGroup, false};
 }
 
-template <int kind, int mode>
-int start(const BlendInput& in, int first_attached, const BlendUpstream& upstream, const BlendGradient& gradient,
+template <int kind, int mode, bool distort>
+int start(const BlendInput& in, int detached, const BlendUpstream& upstream, const BlendGradient& gradient,
           void* stream) {
-  const Window window = mode == kSmall ? Window{first_attached, kSmallChannels, true} : window_of(in, first_attached);
-  const std::size_t shared = backward_shared(mode == kSmall ? kSmallRow : window.row());
-  return launch(blend_backward<kind, mode>, tile_count(in.frame), kTilePixels, shared, stream, in, window, upstream,
-                gradient);
+  const Window window = window_of(in, detached, distort);
+  const std::size_t shared = backward_shared(mode == kSmall ? kSmallRow : window.row(), distort);
+  return launch(blend_backward<kind, mode, distort>, tile_count(in.frame), kTilePixels, shared, stream, in, window,
+                upstream, gradient);
+}
+
+template <int kind, bool distort>
+int start_mode(const BlendInput& in, int detached, const BlendUpstream& upstream, const BlendGradient& gradient,
+               bool tf32, void* stream) {
+  if (in.channels() <= kSmallChannels) return start<kind, kSmall, distort>(in, detached, upstream, gradient, stream);
+  return tf32 ? start<kind, kTensor, distort>(in, detached, upstream, gradient, stream)
+              : start<kind, kExact, distort>(in, detached, upstream, gradient, stream);
 }
 
 template <int kind>
-int start_mode(const BlendInput& in, int first_attached, const BlendUpstream& upstream, const BlendGradient& gradient,
+int start_kind(const BlendInput& in, int detached, const BlendUpstream& upstream, const BlendGradient& gradient,
                bool tf32, void* stream) {
-  if (in.channels() <= kSmallChannels) return start<kind, kSmall>(in, first_attached, upstream, gradient, stream);
-  return tf32 ? start<kind, kTensor>(in, first_attached, upstream, gradient, stream)
-              : start<kind, kExact>(in, first_attached, upstream, gradient, stream);
+  return upstream.distortion ? start_mode<kind, true>(in, detached, upstream, gradient, tf32, stream)
+                             : start_mode<kind, false>(in, detached, upstream, gradient, tf32, stream);
 }
 
 }  // namespace
@@ -477,22 +547,28 @@ extern "C" int pb_cuda_blend_backward(
     int masks, int classes, int first_query, int logits, float epsilon, const float* label_image,
     const float* grad_image, const float* grad_label_image, const float* grad_alpha, const float* grad_depth,
     const float* grad_median, const float* grad_entropy, const float* grad_presence, const float* grad_overlap,
-    float* bounds, float* grad_geometry, float* grad_features, float* grad_labels, void* stream) {
+    const float* grad_distortion, float* bounds, float* grad_geometry, float* grad_features, float* grad_labels,
+    float* grad_absolute, void* stream) {
   const LabelUpstream sums{grad_entropy, grad_presence, grad_overlap};
-  const BlendUpstream upstream{grad_image, grad_label_image, grad_alpha,
-                               grad_depth, grad_median,      semantic ? sums : LabelUpstream{},
-                               label_image, {semantic, mask, weight, masks, classes, first_query, logits, epsilon}};
+  const BlendUpstream upstream{grad_image,
+                               grad_label_image,
+                               grad_alpha,
+                               grad_depth,
+                               grad_median,
+                               grad_distortion,
+                               semantic ? sums : LabelUpstream{},
+                               label_image,
+                               {semantic, mask, weight, masks, classes, first_query, logits, epsilon}};
   // Channels that nothing depends on are left out.
   const int live_features = grad_image ? feature_count : 0;
   const int live_labels = grad_label_image || upstream.sums.any() ? label_count : 0;
   const BlendInput in{frame_of(width, height), geometry, bounds,        features,    labels,
                       tile_offsets,            tile_ids, live_features, live_labels, near_plane};
-  const BlendGradient gradient{grad_geometry, grad_features, grad_labels};
-  const int first_attached = detached ? live_labels : 0;
+  const BlendGradient gradient{grad_geometry, grad_features, grad_labels, grad_absolute};
   const int error = write_bounds(geometry, visible, kind, in.frame, bounds, stream);
   if (error) return error;
-  return kind == kEllipsoid ? start_mode<kEllipsoid>(in, first_attached, upstream, gradient, tf32 != 0, stream)
-                            : start_mode<kDisc>(in, first_attached, upstream, gradient, tf32 != 0, stream);
+  return kind == kEllipsoid ? start_kind<kEllipsoid>(in, detached, upstream, gradient, tf32 != 0, stream)
+                            : start_kind<kDisc>(in, detached, upstream, gradient, tf32 != 0, stream);
 }
 
 }  // namespace panbench

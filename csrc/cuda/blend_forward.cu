@@ -15,13 +15,16 @@ struct BlendOutput {
   float* alpha;        // [H, W], null in a launch that leaves these three to another
   float* depth;
   float* median;
+  float* distortion;  // [H, W], of the kernels that form it
   LabelTargets targets;  // those of a launch that has all labels
   LabelTotals totals;
 };
 
 // What a pixel carries from hit to hit.
+template <bool distort>
 struct PixelState {
   float transmittance = 1.0f, depth = 0.0f, median = 0.0f;
+  Distortion<float> distortion{1.0f, 0.0f, 0.0f};  // if it is wanted
   bool active;
 
   // Weight of the candidate with parameters p, 0 if it is not blended.
@@ -36,6 +39,10 @@ struct PixelState {
       return 0.0f;
     }
     const float weight = hit.alpha * transmittance;
+    if constexpr (distort) {
+      if (transmittance == 1.0f) distortion.first = hit.depth;
+      distortion.add(weight, distortion.offset(hit.depth));
+    }
     depth += weight * hit.depth;
     if (transmittance > 0.5f) median = hit.depth;
     transmittance = next;
@@ -43,7 +50,9 @@ struct PixelState {
   }
 
   __device__ void write(const TilePixel& pixel, const BlendOutput& out) const {
-    if (!pixel.inside || !out.alpha) return;
+    if (!pixel.inside) return;
+    if constexpr (distort) out.distortion[pixel.index] = distortion.value(1.0f - transmittance);
+    if (!out.alpha) return;
     out.alpha[pixel.index] = 1.0f - transmittance;
     out.depth[pixel.index] = depth;
     out.median[pixel.index] = median;
@@ -58,7 +67,7 @@ __device__ void add_sums(const BlendInput& in, int tile, const BlendOutput& out)
 }
 
 // Few channels: a thread adds up those of its pixel.
-template <int kind>
+template <int kind, bool distort>
 __global__ void __launch_bounds__(kTilePixels) blend_small(BlendInput in, BlendOutput out) {
   Shared shared;
   float* const params = shared.take<float>(kBatch * kParams);
@@ -66,7 +75,7 @@ __global__ void __launch_bounds__(kTilePixels) blend_small(BlendInput in, BlendO
   float* const features = shared.take<float>(kBatch * kSmallChannels);
   const int tile = (int)blockIdx.x, thread = (int)threadIdx.x;
   const TilePixel pixel(in.frame, tile, thread);
-  PixelState state;
+  PixelState<distort> state;
   state.active = pixel.inside;
   float sum[kSmallChannels] = {};
   const int end = in.tile_offsets[tile + 1];
@@ -83,7 +92,7 @@ __global__ void __launch_bounds__(kTilePixels) blend_small(BlendInput in, BlendO
     PB_BARRIER(small_loaded);
     for (unsigned near = near_warp(bounds, count, state.active); near != 0; near &= near - 1) {
       const int n = __ffs((int)near) - 1;
-      const float weight = state.blend<kind>(params + n * kParams, pixel, in.near_plane);
+      const float weight = state.template blend<kind>(params + n * kParams, pixel, in.near_plane);
       if (weight == 0.0f) continue;
 #pragma unroll
       for (int c = 0; c < kSmallChannels; ++c) sum[c] += weight * features[n * kSmallChannels + c];
@@ -231,7 +240,7 @@ __global__ void __launch_bounds__(kTilePixels, channels <= 64 ? 2 : 1) blend_pro
   float* const staging = shared.take<float>(Product<channels>::kStaging);
   const int tile = (int)blockIdx.x, thread = (int)threadIdx.x, first_channel = (int)blockIdx.y * channels;
   const TilePixel pixel(in.frame, tile, thread);
-  PixelState state;
+  PixelState<false> state;
   state.active = pixel.inside;
   Product<channels> product;
   const int end = in.tile_offsets[tile + 1];
@@ -264,11 +273,11 @@ __global__ void __launch_bounds__(kTilePixels, channels <= 64 ? 2 : 1) blend_pro
   add_sums(in, tile, out);
 }
 
-template <int kind>
+template <int kind, bool distort>
 int start_small(const BlendInput& in, const BlendOutput& out, void* stream) {
   const std::size_t shared = shared_bytes(kBatch * kParams * sizeof(float), kBatch * kBounds * sizeof(float),
                                           kBatch * kSmallChannels * sizeof(float));
-  return launch(blend_small<kind>, tile_count(in.frame), kTilePixels, shared, stream, in, out);
+  return launch(blend_small<kind, distort>, tile_count(in.frame), kTilePixels, shared, stream, in, out);
 }
 
 template <int kind, int channels, template <int> class Product>
@@ -293,7 +302,18 @@ int start_width(const BlendInput& in, const BlendOutput& out, void* stream) {
 
 template <int kind>
 int start(const BlendInput& in, const BlendOutput& out, bool tf32, void* stream) {
-  if (in.channels() <= kSmallChannels) return start_small<kind>(in, out, stream);
+  if (in.channels() <= kSmallChannels)
+    return out.distortion ? start_small<kind, true>(in, out, stream) : start_small<kind, false>(in, out, stream);
+  if (out.distortion) {
+    // A sweep of its own, without channels: there are many kernels for many channels, and few views want this.
+    BlendInput none = in;
+    none.feature_count = none.label_count = 0;
+    BlendOutput alone = out;
+    alone.alpha = alone.depth = alone.median = nullptr;
+    alone.targets.semantic = nullptr;
+    const int error = start_small<kind, true>(none, alone, stream);
+    if (error) return error;
+  }
   return tf32 ? start_width<kind, TensorProduct>(in, out, stream) : start_width<kind, ExactProduct>(in, out, stream);
 }
 
@@ -305,7 +325,7 @@ int start_all(const BlendInput& in, const BlendOutput& out, bool tf32, void* str
   BlendInput labels = in, features = in;
   labels.feature_count = features.label_count = 0;
   BlendOutput rest = out;
-  rest.alpha = rest.depth = rest.median = nullptr;
+  rest.alpha = rest.depth = rest.median = rest.distortion = nullptr;
   rest.targets.semantic = nullptr;
   const int error = start<kind>(labels, out, tf32, stream);
   return error ? error : start<kind>(features, rest, tf32, stream);
@@ -319,12 +339,13 @@ extern "C" int pb_cuda_blend(const float* geometry, const float* features, const
                              const int32_t* semantic, const int32_t* mask, const float* weight, int masks, int classes,
                              int first_query, int logits, float epsilon, float* bounds, float* image,
                              float* label_image, float* alpha, float* depth, float* median, double* sums,
-                             void* stream) {
+                             float* distortion, void* stream) {
   const BlendInput in{frame_of(width, height), geometry,    bounds,        features,   labels,
                       tile_offsets,            tile_ids,    feature_count, label_count, near_plane};
   const LabelTargets targets{semantic, mask, weight, masks, classes, first_query, logits, epsilon};
   const bool one_block = label_count <= kWidest;
-  BlendOutput out{image, label_image, alpha, depth, median, targets, label_totals(sums, label_count - first_query)};
+  BlendOutput out{image, label_image, alpha,   depth,
+                  median, distortion, targets, label_totals(sums, label_count - first_query)};
   if (!one_block) out.targets.semantic = nullptr;
   int error = write_bounds(geometry, visible, kind, in.frame, bounds, stream);
   if (!error)

@@ -50,6 +50,7 @@ def test_the_main_job_leaves_scores_a_table_and_pictures(configs: Path, panbench
         "metrics.csv",
         "result.json",
         "table.md",
+        "diagnosis.md",
         "predictions/manifest.json",
         "pictures/contact_sheet.png",
         "checkpoints/last.ckpt",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from panbench.data.scannet import ScanNetDataModule
 from panbench.errors import Interrupted
-from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.gaussians.density import AdaptiveDensityControl
 from panbench.heads import QueryHead
 from panbench.models import GaussianModule, LiGS, ThreeDGS
 from panbench.ops import backend

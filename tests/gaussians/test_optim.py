@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from panbench.gaussians.densify import AdaptiveDensityControl, DensityChange
+from panbench.gaussians.density import AdaptiveDensityControl, DensityChange, DensityContext
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.gaussians.optim import LogLinear, build_optimizer
@@ -95,7 +95,8 @@ class Fit(L.LightningModule):
         optimizer.step()
         scheduler.step()
         if self.control.due(self.global_step):
-            self.changes.append(self.control.apply(g, optimizer.optimizer, self.global_step, generator))
+            change = self.control.apply(g, optimizer.optimizer, self.global_step, generator, DensityContext())
+            self.changes.append(change)
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = build_optimizer(

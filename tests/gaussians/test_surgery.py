@@ -176,3 +176,32 @@ def test_bad_rows_and_indices_are_refused_and_change_nothing() -> None:
         surgery.reset(gaussians, "sem", torch.zeros(COUNT), optimizer)
     assert len(gaussians) == COUNT
     check_wiring(gaussians, optimizer)
+
+
+def test_overwritten_rows_have_the_new_values_and_zero_moments_and_the_others_nothing_new() -> None:
+    gaussians, optimizer = trained()
+    before = snapshot(gaussians, optimizer)
+    index = torch.tensor([4, 1])
+    rows = {"means": torch.full((2, 3), 9.0), "seen": torch.tensor([5.0, 6.0])}
+    surgery.overwrite(gaussians, index, rows, optimizer)
+    after = snapshot(gaussians, optimizer)
+    for name, values in before.items():
+        field = name.partition(".")[0]
+        expected = values.clone()
+        if field in rows:
+            expected[index] = 0 if "." in name else rows[field]
+        assert torch.equal(after[name], expected), name
+    check_wiring(gaussians, optimizer)
+
+
+def test_bad_rows_to_overwrite_are_refused_and_change_nothing() -> None:
+    gaussians, optimizer = trained()
+    before = snapshot(gaussians, optimizer)
+    with pytest.raises(ValueError, match="given twice"):
+        surgery.overwrite(gaussians, torch.tensor([1, 1]), {"seen": torch.zeros(2)}, optimizer)
+    with pytest.raises(ValueError, match="outside 0"):
+        surgery.overwrite(gaussians, torch.tensor([COUNT]), {"seen": torch.zeros(1)}, optimizer)
+    with pytest.raises(ValueError, match="means has 1 rows"):
+        surgery.overwrite(gaussians, torch.tensor([1]), {"seen": torch.zeros(1), "means": torch.zeros(1)}, optimizer)
+    for name, values in snapshot(gaussians, optimizer).items():
+        assert torch.equal(values, before[name]), name

@@ -6,6 +6,7 @@ Nothing here can run without a GPU; docs/gpu.md says what has been run.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,8 +78,8 @@ def test_projections_and_tile_lists_agree(case: Case, kind: Kind) -> None:
         compare(a, b, 1e-4, "gradient")
 
 
-Sizes = tuple[int, int, bool, int, bool]
-"""Features, labels, whether labels are detached, classes, and whether these are logits."""
+Sizes = tuple[int, int, bool | int, int, bool]
+"""Features, labels, which labels are detached, classes, and whether these are logits."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,16 +94,29 @@ Sizes = tuple[int, int, bool, int, bool]
         (0, 64, True, 20, False),
         (7, 128, True, 20, False),
         (3, 257, False, 200, True),
+        (3, 5, 2, 2, False),
+        (20, 60, 40, 20, False),
+        (7, 200, 150, 50, False),
     ],
     ids=str,
 )
-def test_blended_pictures_and_sums_agree(kind: Kind, sizes: Sizes, tolerance: float) -> None:
-    check_blending(random_case(1500, 200, 133, seed=14), kind, sizes, tolerance)
+@pytest.mark.parametrize("options", [False, True], ids=["plain", "options"])
+def test_blended_pictures_and_sums_agree(kind: Kind, sizes: Sizes, tolerance: float, options: bool) -> None:
+    check_blending(random_case(1500, 200, 133, seed=14), kind, sizes, tolerance, options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_awkward_pictures_agree(case: Case, kind: Kind, tolerance: float) -> None:
-    check_blending(case, kind, (3, 17, True, 5, False), tolerance)
+@pytest.mark.parametrize("options", [False, True], ids=["plain", "options"])
+def test_awkward_pictures_agree(case: Case, kind: Kind, tolerance: float, options: bool) -> None:
+    check_blending(case, kind, (3, 17, True, 5, False), tolerance, options)
+
+
+@pytest.mark.parametrize("flat", [-20.0, -30.0, -1e10])
+def test_flat_ellipsoids_agree(flat: float, tolerance: float) -> None:
+    """Surfels: without extent along their normals."""
+    case = random_case(800, 120, 90, seed=35, size=-2.0)
+    scales = torch.cat([case.log_scales[:, :2], torch.full((800, 1), flat)], dim=-1)
+    check_blending(replace(case, log_scales=scales), "ellipsoid", (6, 0, False, 0, False), tolerance, True)
 
 
 def targets_of(height: int, width: int, classes: int, logits: bool, device: str) -> ops.LabelTargets:
@@ -110,7 +124,8 @@ def targets_of(height: int, width: int, classes: int, logits: bool, device: str)
     return ops.LabelTargets(semantic, mask, weight, 12, classes, classes, logits, 1e-2)
 
 
-def check_blending(case: Case, kind: Kind, sizes: Sizes, tolerance: float) -> None:
+def check_blending(case: Case, kind: Kind, sizes: Sizes, tolerance: float, options: bool) -> None:
+    """options: with distortion and, of ellipsoids, absolute gradients."""
     channels, label_count, detached, classes, logits = sizes
     camera, generator = case.camera, torch.Generator().manual_seed(1)
     geometry = ops.project(*case.parameters, camera, kind=kind, near=NEAR, backend="cpu").geometry
@@ -120,6 +135,8 @@ def check_blending(case: Case, kind: Kind, sizes: Sizes, tolerance: float) -> No
     for device in DEVICES:
         inputs = on(device, [geometry, features, labels])
         lists = ops.Bins(*(t.to(device) for t in bins))
+        watched = options and kind == "ellipsoid"
+        absolute = torch.zeros(len(geometry), 2, device=device, requires_grad=True) if watched else None
         blended = ops.blend(
             *inputs[:2],
             lists,
@@ -130,14 +147,18 @@ def check_blending(case: Case, kind: Kind, sizes: Sizes, tolerance: float) -> No
             labels=inputs[2],
             detached=detached,
             targets=targets_of(case.height, case.width, classes, logits, device),
+            distort=options,
+            absolute=absolute,
         )
         assert blended.sums is not None
-        out = [*blended[:5], *blended.sums]
+        out = [*blended[:5], *blended.sums, *([] if blended.distortion is None else [blended.distortion])]
         upstream = [random_like(m, seed).to(device) for seed, m in enumerate(out)]
         differentiable = [k for k, m in enumerate(out) if m.requires_grad]
-        grads = torch.autograd.grad([out[k] for k in differentiable], inputs, [upstream[k] for k in differentiable])
+        leaves = [*inputs, *([] if absolute is None else [absolute])]
+        grads = torch.autograd.grad([out[k] for k in differentiable], leaves, [upstream[k] for k in differentiable])
         results.append([*out, *grads])
-    names = (*ops.Blended._fields[:5], *ops.LabelSums._fields, "geometry", "features", "labels")
+    names = [*ops.Blended._fields[:5], *ops.LabelSums._fields, *["distortion"] * options]
+    names += ["geometry", "features", "labels", *["absolute"] * (options and kind == "ellipsoid")]
     for name, expected, found in zip(names, *results, strict=True):
         compare(found, expected, tolerance, name)
 
@@ -237,7 +258,9 @@ def test_registered_operators_pass_torchs_own_check(kind: Kind) -> None:
     bins = ops.bin(geometry, 33, 20, kind=kind)
     features, labels = (torch.rand(len(geometry), n, device="cuda") for n in (3, 9))
     targets = targets_of(20, 33, 4, False, "cuda")
-    settings = (33, 20, KIND_CODE[kind], True, NEAR)
+    settings = (33, 20, KIND_CODE[kind], 5, NEAR)
     arguments = (geometry, features, labels, *bins, *targets[:3], *settings, *targets[3:])
     torch.library.opcheck(torch.ops.panbench.blend.default, arguments)
+    absolute = torch.zeros(len(geometry), 2, device="cuda") if kind == "ellipsoid" else None
+    torch.library.opcheck(torch.ops.panbench.blend.default, (*arguments, True, absolute))
     torch.library.opcheck(torch.ops.panbench.label_sums.default, (torch.rand(20, 33, 9, device="cuda"), *targets))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panbench.losses.geometric import depth_loss
+from panbench.losses.geometric import curvature_loss, depth_loss, distortion_loss, opacity_loss
 from panbench.ops import depth_normals, normal_loss
 from panbench.scene import Camera
 
@@ -142,3 +142,92 @@ def test_unknown_reference_normals_are_left_out() -> None:
     normals = torch.zeros(5, 6, 3)
     normals[0, 0, 2] = -0.5
     torch.testing.assert_close(normal_loss(normals, reference), torch.tensor(0.5))
+
+
+# ---------------------------------------------------------------------------------------------------------- distortion
+
+
+def test_the_distortion_of_two_surfaces_is_that_of_2dgs_own_formula() -> None:
+    # 2DGS: Σ_{j<i} w_i w_j (m(d_i) − m(d_j))², m(d) = f/(f−n) (1 − n/d), here of two hits in one of six pixels.
+    near, far, first, second, weights = 0.2, 100.0, 1.5, 2.25, (0.6, 0.3)
+
+    def mapped(depth: float) -> float:
+        return far / (far - near) * (1 - near / depth)
+
+    expected = weights[0] * weights[1] * (mapped(first) - mapped(second)) ** 2 / 6
+    inverse = torch.zeros(2, 3, dtype=torch.float64)
+    inverse[1, 2] = weights[0] * weights[1] * (1 / first - 1 / second) ** 2
+    torch.testing.assert_close(distortion_loss(inverse, near, far), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gradients_of_the_distortion_are_those_of_finite_differences() -> None:
+    values = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda d: distortion_loss(d, 0.2, 100.0), values)
+
+
+# ----------------------------------------------------------------------------------------------------------- curvature
+
+
+def sphere_normals(radius: float, spacing: float, size: int = 9) -> Tensor:
+    """Normals of a sphere seen along z by parallel rays ``spacing`` apart, its top in the middle of the image."""
+    steps = (torch.arange(size, dtype=torch.float64) - size // 2) * spacing
+    x, y = steps.expand(size, -1), steps[:, None].expand(-1, size)
+    return torch.stack([x, y, -(radius**2 - x * x - y * y).sqrt()], -1) / radius
+
+
+def test_a_plane_has_no_curvature_and_a_finite_gradient() -> None:
+    normals = torch.tensor([0.6, 0.0, -0.8], dtype=torch.float64).repeat(5, 6, 1).requires_grad_()
+    loss = curvature_loss(normals)
+    loss.backward()
+    assert loss < 1e-9
+    assert normals.grad is not None
+    assert normals.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("radius", [0.5, 2.0])
+def test_the_curvature_of_a_sphere_is_twice_the_squared_spacing_over_the_squared_radius(radius: float) -> None:
+    spacing = 0.01 * radius
+    top = sphere_normals(radius, spacing)[3:6, 3:6]
+    torch.testing.assert_close(
+        curvature_loss(top), torch.tensor(2 * spacing**2 / radius**2, dtype=torch.float64), rtol=1e-3, atol=0
+    )
+
+
+def test_an_edge_between_two_planes_costs_their_angle_in_the_pixels_beside_it() -> None:
+    normals = torch.zeros(6, 8, 3, dtype=torch.float64)
+    normals[:, :4, 2] = -1
+    normals[:, 4:, 0] = 1
+    # Two of the six inner columns differ from one neighbour by ‖(1, 0, 1)‖.
+    torch.testing.assert_close(curvature_loss(normals), torch.tensor(math.sqrt(2) * 2 / 6, dtype=torch.float64))
+    normals[:, 3:5] = 0  # unknown there: nothing is left to say
+    assert curvature_loss(normals) < 1e-9
+
+
+def test_gradients_of_the_curvature_are_those_of_finite_differences() -> None:
+    normals = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    normals = torch.nn.functional.normalize(normals, dim=-1).requires_grad_()
+    assert torch.autograd.gradcheck(curvature_loss, normals)
+
+
+# ------------------------------------------------------------------------------------------------------------- opacity
+
+
+def test_opacities_cost_most_just_above_one_half_and_nothing_at_the_ends() -> None:
+    opacity = torch.tensor([0.005, 0.25, 0.51, 0.75, 0.995], dtype=torch.float64)
+    expected = torch.tensor(
+        [0, 0.01 * math.exp(-20 * 0.0625), math.exp(-20 * 0.0001), math.exp(-20 * 0.0625), 0], dtype=torch.float64
+    )
+    for one, cost in zip(opacity, expected, strict=True):
+        torch.testing.assert_close(opacity_loss(one[None]), cost)
+    torch.testing.assert_close(opacity_loss(opacity), expected.mean())
+    assert opacity_loss(opacity[:0]) == 0
+
+
+def test_descending_the_opacity_term_parts_the_opaque_from_the_transparent() -> None:
+    opacity = torch.tensor([0.4, 0.6], dtype=torch.float64, requires_grad=True)
+    opacity_loss(opacity).backward()
+    assert opacity.grad is not None
+    assert opacity.grad[0] > 0
+    assert opacity.grad[1] < 0
+    values = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(opacity_loss, values)

@@ -25,17 +25,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from panbench.errors import UserError
-from panbench.gaussians.densify import AdaptiveDensityControl
+from panbench.gaussians.density import MCMC, AdaptiveDensityControl
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.heads import NoHead, PanopticHead, QueryHead
 from panbench.heads.base import GaussianLabels, LabelView, StepContext
-from panbench.models import GaussianModule, LiGS, ThreeDGS
+from panbench.models import GaussianModule, LiGS, Surfels, ThreeDGS, TwoDGS
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap
 from panbench.training.write_predictions import PredictedView
 
 VOXEL = 0.08
-BASES: list[type[GaussianModule]] = [LiGS, ThreeDGS]
+BASES: list[type[GaussianModule]] = [LiGS, ThreeDGS, TwoDGS, Surfels]
 
 
 class ClassesOnly(PanopticHead):
@@ -76,7 +76,11 @@ class ClassesOnly(PanopticHead):
 
 def make(base: type[GaussianModule], head: PanopticHead | None = None, **options: Any) -> GaussianModule:
     """A base with sizes for the boxes."""
-    sizes = {"voxel": VOXEL, "flat_voxel": VOXEL, "label_start": 0, "label_every": 1}
+    sizes: dict[str, Any] = {"voxel": VOXEL, "flat_voxel": VOXEL, "label_start": 0, "label_every": 1}
+    if base is Surfels:
+        sizes["pyramid"] = (0, 0)  # pictures of 48 x 36 pixels have nothing to spare
+    elif issubclass(base, TwoDGS):
+        sizes |= {"distortion_weight": 10.0, "distortion_start": 0, "consistency_start": 0}
     return base(head=head or NoHead(), **(sizes | options))
 
 
@@ -238,8 +242,8 @@ def gradients(base: type[GaussianModule], head: PanopticHead, **options: Any) ->
 @pytest.mark.parametrize("base", BASES)
 def test_label_losses_move_geometry_only_where_they_are_let(base: type[GaussianModule]) -> None:
     without = gradients(base, NoHead())
-    apart = gradients(base, QueryHead(), label_gradient="labels")
-    moved = gradients(base, QueryHead(), label_gradient="geometry")
+    apart = gradients(base, QueryHead(), label_gradient="none")
+    moved = gradients(base, QueryHead(), label_gradient="all")
     assert apart["semantic_features"].any()
     assert apart["instance_features"].any()
     for name in (*GEOMETRY, "features_dc"):
@@ -251,6 +255,43 @@ def test_label_losses_move_geometry_only_where_they_are_let(base: type[GaussianM
     torch.testing.assert_close(
         moved["features_dc"], without["features_dc"], rtol=1e-4, atol=1e-5 * float(without["features_dc"].abs().max())
     )
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_classes_alone_may_move_geometry(base: type[GaussianModule]) -> None:
+    # The instance terms are switched off in one and only kept from geometry in the other: the same gradients.
+    off = {"dice_weight": 0.0, "bce_weight": 0.0, "warp_weight": 0.0}
+    classes = gradients(base, QueryHead(**off), label_gradient="all")
+    both = gradients(base, QueryHead(warp_weight=0.0), label_gradient="semantic")
+    without = gradients(base, NoHead())
+    assert both["instance_features"].any()
+    for name in GEOMETRY:
+        scale = classes[name].abs().max()
+        torch.testing.assert_close(both[name], classes[name], rtol=1e-4, atol=1e-5 * float(scale))
+        assert (both[name] - without[name]).norm() > 1e-3 * without[name].norm()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_geometry_stays_as_it_is_from_its_stop_while_labels_go_on(base: type[GaussianModule]) -> None:
+    model = make(base, QueryHead(), densify=eager(), geometry_stop=5, label_every=2)
+    kept: dict[str, Tensor] = {}
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 5:
+                kept.update({name: model.gaussians[name].detach().clone() for name in model.gaussians})
+
+    make_trainer(12, callbacks=[Keep()]).fit(model, datamodule=BoxData())
+    for name in (*GEOMETRY, "features_dc", "features_rest"):
+        assert torch.equal(model.gaussians[name], kept[name]), name
+    for name in ("semantic_features", "instance_features"):
+        assert not torch.equal(model.gaussians[name], kept[name]), name
+
+
+def test_frozen_geometry_and_a_frame_without_masks_make_a_step_of_nothing() -> None:
+    settings = {"geometry_stop": 1, "neighbors": 0}
+    model = fitted(make(LiGS, QueryHead(), **settings), 6, BoxData(BoxFrames(masks=False)))
+    assert model.global_step == 6
 
 
 def test_labels_wait_for_their_start() -> None:
@@ -306,7 +347,9 @@ def test_no_neighbours_asked_for_means_no_warping() -> None:
 
 def eager(**options: Any) -> AdaptiveDensityControl:
     """Density control that grows at once: steps 3, 6, 9, …"""
-    settings = {"start": 1, "stop": 100, "every": 3, "grad_threshold": 1e-6, "reset_every": 0, "max_gaussians": 2500}
+    settings: dict[str, Any] = {
+        "start": 1, "stop": 100, "every": 3, "grad_threshold": 1e-6, "reset_every": 0, "max_gaussians": 2500,
+    }  # fmt: skip
     return AdaptiveDensityControl(**(settings | options))
 
 
@@ -345,6 +388,23 @@ def test_transparent_gaussians_are_pruned(base: type[GaussianModule]) -> None:
 def test_opacities_are_reset_when_due(base: type[GaussianModule]) -> None:
     model = fitted(make(base, densify=eager(every=50, reset_every=4, reset_opacity=0.05)), 4)
     assert model.gaussians["opacities"].sigmoid().max() <= 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("base", [ThreeDGS, Surfels])
+def test_absolute_gradients_reach_the_density_control_and_are_no_smaller(base: type[GaussianModule]) -> None:
+    watching = {"start": 0, "stop": 100, "every": 100, "grad_threshold": 1e9}
+    plain = fitted(make(base, densify=eager(**watching)), 1).gaussians["density_grad"]
+    absolute = fitted(make(base, densify=eager(**watching, absgrad=True)), 1).gaussians["density_grad"]
+    assert (absolute >= plain * (1 - 1e-4) - 1e-9).all()
+    assert absolute.sum() > 1.05 * plain.sum()
+
+
+def test_mcmc_relocates_grows_to_its_budget_and_stays_there() -> None:
+    first = len(fitted(make(ThreeDGS), 1).gaussians)
+    control = MCMC(start=0, stop=100, every=2, max_gaussians=first + 50)
+    model = fitted(make(ThreeDGS, QueryHead(), densify=control, initial_opacity=0.5), 9)
+    assert len(model.gaussians) == first + 50
+    assert all(model.gaussians[name].isfinite().all() for name in model.gaussians)
 
 
 # --------------------------------------------------------------------------------------------------------- rendering

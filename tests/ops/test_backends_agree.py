@@ -150,11 +150,13 @@ class Scene:
             near=NEAR,
             labels=features[:, attached:],
             detached=True,
+            distort=True,
             backend=backend,
         )
         assert out.image.shape[-1] == attached
         assert out.sums is None
-        return maps_of(out)
+        assert out.distortion is not None
+        return {**maps_of(out), "distortion": out.distortion}
 
 
 def maps_of(out: ops.Blended) -> dict[str, Tensor]:
@@ -199,7 +201,7 @@ def test_any_number_of_channels_agrees(kind: Kind, channels: int, detached: int)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("output", ["image", "alpha", "depth", "median"])
+@pytest.mark.parametrize("output", ["image", "alpha", "depth", "median", "distortion"])
 def test_gradients_of_each_output_alone_agree(kind: Kind, output: str) -> None:
     shown = scene(random_case(200, 45, 33, seed=15, size=-2.5), kind, 3)
     inputs = [shown.geometry, shown.features]
@@ -561,17 +563,31 @@ def test_every_number_of_threads_gives_the_same_bits(kind: Kind) -> None:
         rows = ops.take_rows(parameters[4], ids, backend="cpu")
         channels, labels = torch.cat([normals, rows[:, :12]], dim=1), rows[:, 12:].softmax(-1)
         bins = ops.bin(geometry, 150, 110, kind=kind, backend="cpu")
+        absolute = torch.zeros(len(ids), 2, requires_grad=True) if kind == "ellipsoid" else None
         out = ops.blend(
-            geometry, channels, bins, 150, 110, kind=kind, near=NEAR, labels=labels, targets=targets, backend="cpu"
+            geometry,
+            channels,
+            bins,
+            150,
+            110,
+            kind=kind,
+            near=NEAR,
+            labels=labels,
+            targets=targets,
+            distort=True,
+            absolute=absolute,
+            backend="cpu",
         )
         assert out.sums is not None
+        assert out.distortion is not None
         toward = ops.depth_normals(out.depth, case.camera, backend="cpu")
         image = out.image[..., 3:6]
         loss = ops.normal_loss(out.image[..., :3], toward, backend="cpu")
         loss = loss + ops.photometric_loss(image, torch.zeros_like(image), 0.2, backend="cpu")
-        upstream = [torch.tensor(1.0), out.image.detach(), *(s.detach().cos() for s in out.sums)]
-        gradients = torch.autograd.grad([loss, out.image, *out.sums], parameters, upstream)
-        return [ids, geometry, *bins, *out[:5], *out.sums, toward, loss, *gradients]
+        upstream = [torch.tensor(1.0), out.image.detach(), out.alpha.detach(), *(s.detach().cos() for s in out.sums)]
+        wanted = [*parameters, *([] if absolute is None else [absolute])]
+        gradients = torch.autograd.grad([loss, out.image, out.distortion, *out.sums], wanted, upstream)
+        return [ids, geometry, *bins, *out[:5], out.distortion, *out.sums, toward, loss, *gradients]
 
     before = torch.get_num_threads()
     try:
@@ -661,10 +677,11 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
     semantic, mask = torch.randint(0, 3, (20, 33)).int(), torch.randint(-1, 4, (20, 33)).int()
     targets = (semantic, mask, torch.rand(20, 33))
     numbers_of_labels = (4, 2, 2, False, 1e-4)
-    settings = (*bins, *targets, *size, KIND_CODE[kind], False, NEAR, *numbers_of_labels)
+    settings = (*bins, *targets, *size, KIND_CODE[kind], 2, NEAR, *numbers_of_labels)
     labels = torch.rand(len(shown.geometry), 5)
     tables = [torch.randn(()), torch.randn(2, 3), torch.randn(2, 4, 3)]
     maps = [torch.rand(20, 33, 5), torch.randn(20, 33, 5), None, *torch.randn(3, 20, 33), *tables]
+    watched = torch.zeros(len(shown.geometry), 2, requires_grad=True) if kind == "ellipsoid" else None
     attention = [torch.randn(30, 4), torch.randn(30, 3), torch.randn(6, 4), torch.randn(6, 3), torch.randn(6, 3, 3)]
     harmonics = [torch.randn(30, 3), torch.randn(30, 15, 3), torch.randn(30, 3)]
     placed = (torch.tensor([9.0, 0.0, 0.0]), torch.tensor([3, 4, 20]), 2)
@@ -684,7 +701,12 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
         ),
         "bin": (shown.geometry, *size, KIND_CODE[kind]),
         "blend": (*singles([shown.geometry, shown.features, labels]), *settings),
+        "blend with all": (*singles([shown.geometry, shown.features, labels]), *settings, True, watched),
         "blend_backward": (shown.geometry, shown.features, labels, *settings, *maps),
+        "blend_backward with all": (
+            *(shown.geometry, shown.features, labels, *settings, *maps),
+            *(torch.randn(20, 33), kind == "ellipsoid"),
+        ),
         "label_sums": (*singles([torch.rand(20, 33, 5)]), *targets, *numbers_of_labels),
         "label_sums_backward": (torch.rand(20, 33, 5), *targets, *numbers_of_labels, *tables),
         "warping_loss": (*singles([torch.rand(9, 13, 5)]), *warped, *lenses, 0.1),
@@ -710,6 +732,7 @@ OPERATORS = [
     *("attend", "attend_backward", "attend_shares", "attend_shares_backward", "take_rows", "take_rows_backward"),
     *("depth_normals", "depth_normals_backward", "normal_loss", "normal_loss_backward", "similarity"),
     *("bin", "blend", "blend_backward", "project", "project_backward", "label_sums", "label_sums_backward"),
+    *("blend with all", "blend_backward with all"),
     *("warping_loss", "warping_loss_backward"),
     *("spherical_harmonics", "spherical_harmonics_backward", "ssim"),
 ]
@@ -721,4 +744,5 @@ def test_registered_operators_pass_torchs_own_check(name: str, kind: Kind) -> No
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if name != "project":  # the fourth adds up all outputs, and cannot when an integer one comes first
         checks.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(torch.ops.panbench, name).default, operator_arguments(kind)[name], test_utils=checks)
+    operator = getattr(torch.ops.panbench, name.split()[0]).default
+    torch.library.opcheck(operator, operator_arguments(kind)[name], test_utils=checks)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,10 @@ def view_arguments(case: Case, kind: Kind) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_projection_and_tile_lists_are_those_of_the_cpu(cuda: Operators, case: Case, kind: Kind) -> None:
+    check_projection(cuda, case, kind)
+
+
+def check_projection(cuda: Operators, case: Case, kind: Kind) -> None:
     cpu = torch.ops.panbench
     arguments = view_arguments(case, kind)
     expected, found = cpu.project(*arguments), cuda.project(*arguments)
@@ -90,8 +95,9 @@ def test_projection_and_tile_lists_are_those_of_the_cpu(cuda: Operators, case: C
 
 
 Gradients = set[str]
-MAPS = ("image", "label_image", "alpha", "depth", "median", "entropy", "presence", "overlap")
+MAPS = ("image", "label_image", "alpha", "depth", "median", "entropy", "presence", "overlap", "distortion")
 ALL: Gradients = set(MAPS)
+PICTURES = (0, 1, 2, 3, 4, 8)  # those that are [H, W, ...]
 
 
 class LabelCase(NamedTuple):
@@ -99,7 +105,7 @@ class LabelCase(NamedTuple):
 
     features: int
     labels: int
-    detached: bool = False
+    detached: bool | int = False
     classes: int = 0
     first_query: int = 0
     masks: int = 5
@@ -110,6 +116,8 @@ def check_blending(
     cuda: Operators, case: Case, kind: Kind, asked: LabelCase, tolerance: float = 2e-5, given: Gradients = ALL
 ) -> None:
     """Against the reference in float64, on the CUDA tile lists: maps, sums, and the gradients of those that are given.
+
+    Gradients of ellipsoids' means are also compared as sums of absolute values.
 
     The emulated kernels are compiled without fused multiply-add, so that the geometry gradients of badly conditioned
     discs lose a digit more than those of the CPU kernels do; so do, a little, the weights of discs seen from the edge.
@@ -123,56 +131,69 @@ def check_blending(
     lists = cuda.bin(geometry, *size, code)
     inputs = (geometry, features, labels)
     exact = doubles([*inputs])
-    *maps, alpha, depth, median = reference.blend(
+    watched = torch.zeros(len(geometry), 2).double().requires_grad_() if kind == "ellipsoid" else None
+    still = asked.labels if asked.detached is True else int(asked.detached)
+    *maps, alpha, depth, median, distortion = reference.blend(
         exact[0],
         torch.cat(exact[1:], 1),
         *lists,
         *size,
         kind=kind,
-        detached=asked.labels if asked.detached else 0,
+        detached=still,
         near=NEAR,
+        distort=True,
+        absolute=watched,
     )
+    assert distortion is not None
     expected = [*maps[0].split([asked.features, asked.labels], -1), alpha, depth, median]
-    plain = cuda.blend(
-        *inputs, *lists, None, None, None, *size, code, asked.detached, NEAR, 0, 0, asked.labels, False, 1e-4
-    )
-    assert [tuple(t.shape) for t in plain[5:]] == [(), (2, 0), (2, 0, 0)]
+    arguments = (*inputs, *lists, None, None, None, *size, code, still, NEAR, 0, 0, asked.labels, False, 1e-4)
+    plain, full = cuda.blend(*arguments), cuda.blend(*arguments, True)
+    assert [tuple(t.shape) for t in plain[5:]] == [(), (2, 0), (2, 0, 0), (0, 0)]
+    assert all(torch.equal(a, b) for a, b in zip(full[:8], plain[:8], strict=True))
     present = [k for k in range(5) if plain[k].numel()]
     if tolerance > 1e-4:
         for k in present[:2]:
             assert_close(plain[k], expected[k].detach(), tolerance, MAPS[k])
         agree = torch.ones(case.height, case.width, dtype=torch.bool)
     else:
-        agree = agreeing_pixels([plain[k] for k in present], [expected[k] for k in present])
+        agree = agreeing_pixels([*(plain[k] for k in present), full[8]], [*(expected[k] for k in present), distortion])
     semantic, mask, weight = label_targets(case.height, case.width, asked.classes, asked.masks)
     # Sums would not agree where pixels do not.
     targets = LabelTargets(
         semantic * agree, mask, weight, asked.masks, asked.classes, asked.first_query, asked.logits, 1e-2
     )
     numbers = targets[3:]
-    settings = (*inputs, *lists, *targets[:3], *size, code, asked.detached, NEAR, *numbers)
-    found = cuda.blend(*settings)
-    assert all(torch.equal(a, b) for a, b in zip(found[:5], plain[:5], strict=True))
-    expected += reference.label_sums(expected[1], targets._replace(weight=weight.double()))
+    settings = (*inputs, *lists, *targets[:3], *size, code, still, NEAR, *numbers)
+    found = cuda.blend(*settings, True)
+    assert all(torch.equal(found[k], full[k]) for k in PICTURES)
+    expected += [*reference.label_sums(expected[1], targets._replace(weight=weight.double())), distortion]
     for k in range(5, 8):
         assert_close(found[k], expected[k].detach(), tolerance, MAPS[k])
-    upstream = [*masked_upstream(list(found[:5]), agree), *(random_like(t, 9) for t in found[5:])]
-    chosen = [k for k in range(8) if MAPS[k] in given and expected[k].requires_grad]
-    passed = [upstream[k] if k in chosen else None for k in range(8)]
-    mine = cuda.blend_backward(*settings, found[1], *passed)
+    upstream = [random_like(t, 9) for t in found]
+    for k, masked in zip(PICTURES, masked_upstream([found[k] for k in PICTURES], agree), strict=True):
+        upstream[k] = masked
+    chosen = [k for k in range(9) if MAPS[k] in given and expected[k].requires_grad]
+    passed = [upstream[k] if k in chosen else None for k in range(9)]
+    mine = cuda.blend_backward(*settings, found[1], *passed, watched is not None)
+    leaves = exact if watched is None else [*exact, watched]
     theirs = torch.autograd.grad(
-        [expected[k] for k in chosen], exact, [upstream[k].double() for k in chosen], allow_unused=True
+        [expected[k] for k in chosen], leaves, [upstream[k].double() for k in chosen], allow_unused=True
     )
-    for k, (gradient, wanted) in enumerate(zip(mine, theirs, strict=True)):
-        wanted = torch.zeros_like(exact[k]) if wanted is None else wanted
-        what = f"gradient of {('geometry', 'features', 'labels')[k]}"
-        allowed = max(1e-3 if k == 0 else 5e-5, tolerance)
-        assert_close(gradient, wanted, allowed, what, dim=0 if k == 0 else None)
+    for k, (leaf, wanted) in enumerate(zip(leaves, theirs, strict=True)):
+        wanted = torch.zeros_like(leaf) if wanted is None else wanted
+        what = f"gradient of {('geometry', 'features', 'labels', 'means, absolute')[k]}"
+        allowed = max(1e-3 if k in (0, 3) else 5e-5, tolerance)
+        assert_close(mine[k], wanted, allowed, what, dim=0 if k in (0, 3) else None)
+    without = cuda.blend_backward(*settings, found[1], *passed)
+    assert without[3].shape == (0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(without[:3], mine[:3], strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "asked", [LabelCase(5, 0), LabelCase(3, 4, True, 2, 2), LabelCase(18, 14, False, 6, 8, 3, True)], ids=str
+    "asked",
+    [LabelCase(5, 0), LabelCase(3, 4, True, 2, 2), LabelCase(3, 4, 2, 2, 2), LabelCase(18, 14, False, 6, 8, 3, True)],
+    ids=str,
 )
 def test_blended_pictures_agree(cuda: Operators, case: Case, kind: Kind, asked: LabelCase) -> None:
     check_blending(cuda, case, kind, asked)
@@ -195,13 +216,19 @@ SIZES = [
     LabelCase(150, 0),
     LabelCase(3, 190, False, 150, 150, 3, True),
     LabelCase(130, 130, False, 20, 25, 6),
+    LabelCase(0, 8, 1, 3, 3),
+    LabelCase(5, 40, 21, 9, 12, 7, True),
+    LabelCase(20, 60, 40, 20, 20),
+    LabelCase(30, 200, 150, 20, 50),
 ]
 
 
+@pytest.mark.parametrize("distort", [False, True], ids=["plain", "distort"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("asked", SIZES, ids=str)
-def test_any_number_of_channels_agrees(cuda: Operators, kind: Kind, asked: LabelCase) -> None:
-    check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked)
+def test_any_number_of_channels_agrees(cuda: Operators, kind: Kind, asked: LabelCase, distort: bool) -> None:
+    given = ALL if distort else ALL - {"distortion"}
+    check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked, given=given)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +242,8 @@ def test_any_number_of_channels_agrees(cuda: Operators, kind: Kind, asked: Label
         {"presence"},
         {"overlap"},
         {"entropy", "presence", "overlap"},
+        {"distortion"},
+        {"distortion", "median", "presence"},
     ],
     ids=lambda names: "-".join(sorted(names)),
 )
@@ -232,6 +261,7 @@ def test_gradients_that_nothing_depends_on_are_left_out(cuda: Operators, asked: 
         LabelCase(0, 64, True, 20, 20),
         LabelCase(33, 97, True, 10, 10),
         LabelCase(100, 150, False, 20, 20, 5, True),
+        LabelCase(20, 60, 40, 20, 20),
     ],
     ids=str,
 )
@@ -243,6 +273,15 @@ def test_tensor_cores_agree_to_tf32(cuda: Operators, kind: Kind, asked: LabelCas
         check_blending(cuda, random_case(150, 41, 29, seed=14), kind, asked, tolerance=5e-3)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("flat", [-20.0, -30.0, -1e10])
+def test_flat_ellipsoids_agree(cuda: Operators, flat: float) -> None:
+    """Surfels: without extent along their normals."""
+    case = random_case(200, 61, 37, seed=35, size=-2.0)
+    case = replace(case, log_scales=torch.cat([case.log_scales[:, :2], torch.full((200, 1), flat)], dim=-1))
+    check_projection(cuda, case, "ellipsoid")
+    check_blending(cuda, case, "ellipsoid", LabelCase(6, 0))
 
 
 @pytest.mark.parametrize("kibibytes", [64, 99, 163], ids=["sm_75", "sm_120", "sm_80"])
@@ -280,7 +319,7 @@ def test_label_sums_agree(cuda: Operators, size: tuple[int, int], asked: LabelCa
     [exact] = doubles([labels])
     expected = reference.label_sums(exact, targets._replace(weight=targets.weight.double()))
     found = cuda.label_sums(labels, *targets)
-    for name, mine, theirs in zip(MAPS[5:], found, expected, strict=True):
+    for name, mine, theirs in zip(MAPS[5:8], found, expected, strict=True):
         assert_close(mine, theirs.detach(), 2e-6, name)
     upstream = [random_like(t, 3) for t in found]
     total = sum((theirs * u).sum() for theirs, u in zip(expected, upstream, strict=True))
@@ -540,6 +579,11 @@ def test_wrong_arguments_are_told(cuda: Operators) -> None:
         cuda.blend(geometry, torch.rand(3, 4).T, labels, *lists, *none, *size, 0, False, NEAR, *numbers)
     with pytest.raises(RuntimeError, match=r"expected a contiguous torch\.float32"):
         cuda.blend(geometry, features.double(), labels, *lists, *none, *size, 0, False, NEAR, *numbers)
+    with pytest.raises(RuntimeError, match="6 of 5 labels cannot be detached"):
+        cuda.blend(geometry, features, labels, *lists, *none, *size, 0, 6, NEAR, *numbers)
+    discs = torch.rand(4, 13)
+    with pytest.raises(RuntimeError, match="only ellipsoids have absolute gradients"):
+        cuda.blend(discs, features, labels, *lists, *none, *size, 1, 0, NEAR, *numbers, False, torch.zeros(4, 2))
     with pytest.raises(RuntimeError, match="no channel"):
         cuda.blend(geometry, features[:, :0], labels[:, :0], *lists, *none, *size, 0, False, NEAR, *numbers)
     semantic, mask, weight = label_targets(16, 16, 2, 3)

@@ -94,10 +94,12 @@ def test_projections_agree_on_what_both_see(case: Case, kind: Kind) -> None:
         same(a, b, f"gradient of {name}")
 
 
-@pytest.mark.parametrize(("channels", "labels", "detached"), [(5, 0, False), (3, 2, True), (0, 5, True), (2, 3, False)])
+@pytest.mark.parametrize(
+    ("channels", "labels", "detached"), [(5, 0, False), (3, 2, True), (0, 5, True), (2, 3, False), (2, 5, 3)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("fake")
-def test_blended_pictures_agree(case: Case, kind: Kind, channels: int, labels: int, detached: bool) -> None:
+def test_blended_pictures_agree(case: Case, kind: Kind, channels: int, labels: int, detached: bool | int) -> None:
     geometry = project(case, kind, doubles(case.parameters), "reference").geometry.detach()
     size = (case.width, case.height)
     if kind == "disc":
@@ -113,15 +115,46 @@ def test_blended_pictures_agree(case: Case, kind: Kind, channels: int, labels: i
         lists = bins if name == "gsplat" else ops.bin(inputs[0], *size, kind=kind, backend="reference")
         out = ops.blend(
             *(inputs[0], inputs[1], lists, *size),
-            kind=kind, near=NEAR, labels=inputs[2], detached=detached, backend=name,
+            kind=kind, near=NEAR, labels=inputs[2], detached=detached, distort=True, backend=name,
         )  # fmt: skip
-        maps = [out.image, out.labels, out.alpha, out.depth, out.median]
+        assert out.distortion is not None
+        maps = [out.image, out.labels, out.alpha, out.depth, out.median, out.distortion]
         upstream = [random_like(m, seed).double() for seed, m in enumerate(maps)]
         results.append([*maps, *torch.autograd.grad(maps, inputs, upstream)])
-    names = ("image", "labels", "alpha", "depth", "median")
+    names = ("image", "labels", "alpha", "depth", "median", "distortion")
     names += ("gradient of geometry", "gradient of features", "gradient of labels")
     for name, found, expected in zip(names, *results, strict=True):
         same(found, expected, name)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 40])
+@pytest.mark.usefixtures("fake")
+def test_absolute_gradients_are_the_packages_own(case: Case, channels: int) -> None:
+    """Of all channels at once, though more than are drawn at once elsewhere, and none of detached labels."""
+    geometry = project(case, "ellipsoid", doubles(case.parameters), "reference").geometry.detach()
+    size = (case.width, case.height)
+    results: list[list[Tensor]] = []
+    for name in ("gsplat", "reference"):
+        leaf = geometry.clone().requires_grad_()
+        absolute = torch.zeros(len(leaf), 2).double().requires_grad_()
+        values, labels = (random_like(torch.empty(len(leaf), count), count).double() for count in (channels, 2))
+        bins = ops.bin(leaf, *size, kind="ellipsoid", backend=name)
+        asked = {"labels": labels, "detached": True, "absolute": absolute, "backend": name}
+        out = ops.blend(leaf, values, bins, *size, kind="ellipsoid", near=NEAR, **asked)
+        maps = [out.image, out.alpha, out.depth]
+        upstream = [random_like(m, seed).double() for seed, m in enumerate(maps)]
+        results.append([*maps, *torch.autograd.grad(maps, [leaf, absolute], upstream)])
+    for name, found, expected in zip(("image", "alpha", "depth", "gradient", "absolute"), *results, strict=True):
+        same(found, expected, name)
+
+
+@pytest.mark.usefixtures("fake")
+def test_absolute_gradients_of_a_distortion_are_refused() -> None:
+    geometry = torch.tensor([[4.0, 4, 1, 0, 1, 0.5, 1]])
+    bins = ops.bin(geometry, 8, 8, kind="ellipsoid", backend="gsplat")
+    asked = {"distort": True, "absolute": torch.zeros(1, 2), "backend": "gsplat"}
+    with pytest.raises(UserError, match="gsplat gives no absolute gradients of a distortion"):
+        ops.blend(geometry, geometry[:, :1], bins, 8, 8, kind="ellipsoid", near=NEAR, **asked)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,6 +200,7 @@ def test_nothing_visible_is_an_empty_view(kind: Kind) -> None:
     bins = ops.bin(seen.geometry, 33, 20, kind=kind, backend="gsplat")
     assert bins.tile_offsets.tolist() == [0] * 7
     out = ops.blend(seen.geometry, features, bins, 33, 20, kind=kind, near=NEAR, backend="gsplat")
+    assert out.distortion is None
     assert out.image.shape == (20, 33, 3)
     assert not out.image.any()
     (grad,) = torch.autograd.grad(out.image.sum() + out.depth.sum(), [features])

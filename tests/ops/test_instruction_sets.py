@@ -29,11 +29,15 @@ def _render(kind: ops.Kind) -> list[Tensor]:
     labels = torch.rand(len(projected.ids), 21, generator=generator).requires_grad_()
     semantic, mask = (torch.randint(low, 4, (40, 50), generator=generator).int() for low in (0, -1))
     targets = ops.LabelTargets(semantic, mask, torch.rand(40, 50, generator=generator), 4, 3, 3, logits=kind == "disc")
-    out = ops.blend(projected.geometry, features, bins, 50, 40, kind=kind, near=0.1, labels=labels, targets=targets)
+    absolute = torch.zeros(len(projected.ids), 2, requires_grad=True) if kind == "ellipsoid" else None
+    asked = {"labels": labels, "targets": targets, "detached": 5, "distort": True, "absolute": absolute}
+    out = ops.blend(projected.geometry, features, bins, 50, 40, kind=kind, near=0.1, **asked)
     assert out.sums is not None
-    maps = [*out[:5], *out.sums]
+    assert out.distortion is not None
+    maps = [*out[:5], out.distortion, *out.sums]
     loss = torch.stack([(m * torch.rand(m.shape, generator=generator)).sum() for m in maps]).sum()
-    return [*(t.detach() for t in maps), *torch.autograd.grad(loss, [*leaves, features, labels])]
+    wanted = [*leaves, features, labels, *([] if absolute is None else [absolute])]
+    return [*(t.detach() for t in maps), *torch.autograd.grad(loss, wanted)]
 
 
 @pytest.mark.parametrize("kind", ["ellipsoid", "disc"])

@@ -177,7 +177,7 @@ def test_disc_pixel_is_the_golden_one() -> None:
     view = View().crop(368, 192, 48, 32)
     _, geometry, _ = view.project(golden_gaussian(), "disc")
     bins = reference.bin(geometry, view.width, view.height, kind="disc")
-    image, alpha, depth, median = reference.blend(
+    image, alpha, depth, median, _ = reference.blend(
         geometry, tensor([[1.0]]), *bins, view.width, view.height, kind="disc", near=view.near
     )
     assert image[11, 16, 0].item() == pytest.approx(0.6380275167, abs=1e-10)
@@ -417,7 +417,7 @@ def test_ids_ascend_and_miss_no_gaussian_that_can_be_seen(kind: Kind) -> None:
     seen = []
     for row, single in zip(ids.tolist(), geometry.split(1), strict=True):
         bins = reference.bin(single, 64, 48, kind=kind)
-        _, alpha, _, _ = reference.blend(single, single[:, :0], *bins, 64, 48, kind=kind, near=0.05)
+        _, alpha, *_ = reference.blend(single, single[:, :0], *bins, 64, 48, kind=kind, near=0.05)
         if alpha[y : y + height, x : x + width].any():
             seen.append(row)
     assert len(seen) > 10

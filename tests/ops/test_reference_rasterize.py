@@ -35,7 +35,14 @@ class Picture:
         bins = reference.bin(geometry, self.width, self.height, kind=self.kind)
         return reference.blend(
             geometry, features, *bins, self.width, self.height, kind=self.kind, detached=detached, near=NEAR
-        )
+        )[:4]
+
+    def distortion(self, geometry: Tensor) -> Tensor:
+        bins = reference.bin(geometry, self.width, self.height, kind=self.kind)
+        shape = (self.width, self.height)
+        found = reference.blend(geometry, self.features, *bins, *shape, kind=self.kind, near=NEAR, distort=True)[4]
+        assert found is not None
+        return found
 
 
 def tensor(values: object) -> Tensor:
@@ -82,11 +89,12 @@ def pixel_by_pixel(case: Picture) -> tuple[np.ndarray, ...]:
     geometry, features = case.geometry.numpy(), case.features.numpy()
     order = sorted(range(len(geometry)), key=lambda m: (geometry[m, -1], m))
     image = np.zeros((case.height, case.width, features.shape[1]))
-    alpha_map, depth_map, median_map = np.zeros((3, case.height, case.width))
+    alpha_map, depth_map, median_map, distortion_map = np.zeros((4, case.height, case.width))
     for y in range(case.height):
         for x in range(case.width):
             p = np.array([x + 0.5, y + 0.5])
             transmittance = 1.0
+            blended: list[tuple[float, float]] = []
             for m in order:
                 g = geometry[m]
                 if case.kind == "ellipsoid":
@@ -109,11 +117,14 @@ def pixel_by_pixel(case: Picture) -> tuple[np.ndarray, ...]:
                 weight = transmittance * alpha
                 image[y, x] += weight * features[m]
                 depth_map[y, x] += weight * depth
+                for other, nearer in blended:
+                    distortion_map[y, x] += weight * other * (1 / depth - 1 / nearer) ** 2
+                blended.append((weight, depth))
                 if transmittance > 0.5:
                     median_map[y, x] = depth
                 transmittance *= 1 - alpha
             alpha_map[y, x] = 1 - transmittance
-    return image, alpha_map, depth_map, median_map
+    return image, alpha_map, depth_map, median_map, distortion_map
 
 
 # ------------------------------------------------------------------------------------------------- golden values
@@ -142,7 +153,8 @@ def test_three_walls_blend_to_the_golden_pixel() -> None:
 def test_tiles_blend_what_a_pixel_by_pixel_blender_blends(kind: Kind, seed: int) -> None:
     case = picture(kind, count=30, seed=seed)
     case.geometry[5, -1] = case.geometry[9, -1]  # a tie in depth goes to the lower row
-    for found, expected in zip(case.blend(), pixel_by_pixel(case), strict=True):
+    maps = *case.blend(), case.distortion(case.geometry)
+    for found, expected in zip(maps, pixel_by_pixel(case), strict=True):
         assert np.allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -202,7 +214,9 @@ def test_tile_lists_do_not_change_the_picture(kind: Kind) -> None:
     order = case.geometry[:, -1].argsort()
     everywhere = (torch.arange(tiles + 1) * len(order)).int(), order.repeat(tiles).int()
     assert len(reference.bin(case.geometry, case.width, case.height, kind=kind)[1]) < 0.8 * len(everywhere[1])
-    loose = reference.blend(case.geometry, case.features, *everywhere, case.width, case.height, kind=kind, near=NEAR)
+    loose = reference.blend(case.geometry, case.features, *everywhere, case.width, case.height, kind=kind, near=NEAR)[
+        :4
+    ]
     for found, expected in zip(loose, case.blend(), strict=True):
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
 
@@ -377,6 +391,7 @@ def test_gradients_are_those_of_finite_differences(kind: Kind, seed: int) -> Non
     case = picture(kind, count=9, width=7, height=5, channels=3, seed=20 + seed)
     inputs = case.geometry.clone().requires_grad_(), case.features.clone().requires_grad_()
     assert torch.autograd.gradcheck(case.blend, inputs, atol=1e-4)
+    assert torch.autograd.gradcheck(case.distortion, inputs[:1], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -384,8 +399,8 @@ def test_pixels_without_gaussians_are_zero_and_still_differentiable(kind: Kind) 
     case = picture(kind)
     geometry = case.geometry[:0].clone().requires_grad_()
     features = case.features[:0].clone().requires_grad_()
-    maps = case.blend(geometry, features)
-    assert [m.shape for m in maps] == [(21, 37, 3), (21, 37), (21, 37), (21, 37)]
+    maps = *case.blend(geometry, features), case.distortion(geometry)
+    assert [m.shape for m in maps] == [(21, 37, 3), *[(21, 37)] * 4]
     assert all((m == 0).all() for m in maps)
     sum(m.sum() for m in maps).backward()  # type: ignore[union-attr]
     assert geometry.grad is not None
@@ -418,7 +433,8 @@ def test_degenerate_discs_give_finite_pictures_and_gradients(
     _, geometry, normals = reference.project(
         *inputs, torch.eye(4), 30.0, 30.0, 16.5, 16.5, 33, 33, kind="disc", near=NEAR
     )
-    maps = Picture(33, 33, "disc", geometry, normals).blend()
+    shown = Picture(33, 33, "disc", geometry, normals)
+    maps = *shown.blend(), shown.distortion(geometry)
     assert all(m.isfinite().all() for m in maps)
-    (maps[0].sum() + maps[1].sum() + maps[2].sum() + maps[3].sum()).backward()
+    torch.stack([m.sum() for m in maps]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in inputs)

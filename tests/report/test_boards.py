@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from panbench.protocol.results import SceneResult
+from panbench.metrics.functional import count_pairs
+from panbench.protocol.results import SceneResult, StoredCounts
 from panbench.protocol.store import ResultStore
 from panbench.report.board_tables import (
     QUOTED,
@@ -16,6 +19,7 @@ from panbench.report.board_tables import (
     TRAINING_FREE,
     VERIFIED,
     class_table,
+    confusion_table,
     leaderboard,
     matrix,
     scene_table,
@@ -161,6 +165,40 @@ def test_close_rows_are_grey_and_clear_ones_are_not(gathered: Gather) -> None:
     shown = {row.name: row.cells[0] for row in leaderboard(gathered(rows).boards[0]).rows}
     assert {name: cell.grey for name, cell in shown.items()} == {"a": False, "near": True, "far": False}
     assert shown["far"].difference is not None
+
+
+def test_of_errors_the_smallest_is_the_best_and_others_are_compared_with_it(gathered: Gather) -> None:
+    errors = {"near": 1.5, "far": 9.0}
+    rows = [
+        result(name, f"room{i}", s, metrics={"depth_l1": error + 0.1 * s, "depth_delta": 100 - error})
+        for name, error in errors.items()
+        for i in range(3)
+        for s in range(3)
+    ]
+    table = leaderboard(gathered([*rows, result("old", "room0", 0)]).boards[0])
+    column = [c.key for c in table.columns].index("depth_l1")
+    cells = {row.name: row.cells[column] for row in table.rows}
+    assert cells["near"].best
+    assert not cells["far"].best
+    assert cells["far"].difference is not None
+    assert cells["far"].difference.value == pytest.approx(7.5)
+    assert cells["old"].value is not None  # made before depth was measured: shown as a dash
+    assert math.isnan(cells["old"].value)
+
+
+def test_confusions_are_shares_of_the_true_class_by_method(gathered: Gather) -> None:
+    true = np.full((1, 10), LABELS.classes[0].id)
+    seen = true.copy()
+    seen[0, :3] = LABELS.classes[1].id
+    none = np.zeros_like(true)
+    wrong = StoredCounts.pack(count_pairs(true, none, seen, none))
+    right = StoredCounts.pack(count_pairs(true, none, true, none))
+    rows = [result("a", counts=wrong, pq=80), result("b", counts=right, pq=60)]
+    table = confusion_table(gathered(rows).boards[0])
+    assert table is not None
+    names = [c.name for c in LABELS.classes]
+    assert [row.name for row in table.rows] == [f"{names[0]} as {names[1]}"]
+    assert [cell.value for cell in table.rows[0].cells] == [pytest.approx(30.0), 0.0]
 
 
 def test_figures_of_the_paper_stand_beside_its_scenes_under_its_protocol_alone(gathered: Gather) -> None:

@@ -47,23 +47,35 @@ def label_targets(
 
 
 def blended(
-    operators: Operators, case: Case, kind: int, channels: int, label_count: int = 0, precision: str = "highest"
+    operators: Operators,
+    case: Case,
+    kind: int,
+    channels: int,
+    label_count: int = 0,
+    precision: str = "highest",
+    extras: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Blending with as many features and labels; of these a third are classes, in logits if they are more than six."""
+    """Blending with as many features and labels; of these a third are classes, in logits if they are more than six.
+
+    Args:
+        extras: with distortion, absolute gradients of ellipsoids, and half of the labels detached.
+    """
     generator = torch.Generator().manual_seed(channels)
     geometry = projected(operators, case, kind)[1]
     features, labels = (torch.rand(len(geometry), count, generator=generator) for count in (channels, label_count))
     lists = operators.bin(geometry, case.width, case.height, kind)
     classes, masks = label_count // 3, 6
     targets = label_targets(case.height, case.width, classes, masks) if label_count else (None, None, None)
-    settings = (case.width, case.height, kind, label_count > 20, NEAR)
+    still = label_count // 2 if extras else label_count if label_count > 20 else 0
+    settings = (case.width, case.height, kind, still, NEAR)
     numbers = (masks if label_count else 0, classes, classes, classes > 6, 1e-2)
     arguments = (geometry, features, labels, *lists, *targets, *settings, *numbers)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
-    maps = operators.blend(*arguments)
-    upstream = [torch.randn(m.shape, generator=generator) for m in maps]
-    grads = operators.blend_backward(*arguments, maps[1], *upstream)
+    maps = operators.blend(*arguments, extras)
+    upstream = [torch.randn(m.shape, generator=generator) for m in maps[: 9 if extras else 8]]
+    options = (extras and kind == 0,) if extras else ()
+    grads = operators.blend_backward(*arguments, maps[1], *upstream, *options)
     torch.set_float32_matmul_precision(before)
     return *maps, *grads
 
@@ -115,16 +127,25 @@ BLENDS = (
     (7, 60, "high"),
     (0, 280, "highest"),
     (5, 130, "high"),
+    (3, 4, "highest", True),
+    (7, 60, "highest", True),
+    (5, 130, "high", True),
 )
-"""Features, labels and precision: one of every kind of kernel, in one window and in several."""
+"""Features, labels, precision and extras: one of every kind of kernel, in one window and in several."""
 
 WORK: dict[str, Work] = {
     **{
-        f"blend {name} {channels}+{labels} {precision}": partial(
-            blended, case=crowded(), kind=kind, channels=channels, label_count=labels, precision=precision
+        f"blend {name} {channels}+{labels} {precision}{' with extras' if extras else ''}": partial(
+            blended,
+            case=crowded(),
+            kind=kind,
+            channels=channels,
+            label_count=labels,
+            precision=precision,
+            extras=bool(extras),
         )
         for kind, name in enumerate(("ellipsoids", "discs"))
-        for channels, labels, precision in BLENDS
+        for channels, labels, precision, *extras in BLENDS
     },
     "attend in one chunk": partial(attended, dim=20),
     "attend in two": partial(attended, dim=40),

@@ -166,9 +166,35 @@ def _contributions(
     return out
 
 
-def _ellipsoids(means2d: Tensor, conics: Tensor, opacities: Tensor) -> Alphas:
+class _Noted(torch.autograd.Function):
+    """Hands means through, and notes on them, when their gradient comes, what ``pulls`` has gathered by then."""
+
+    @staticmethod
+    def forward(ctx: Any, means2d: Tensor, pulls: Tensor) -> Tensor:
+        ctx.save_for_backward(means2d)
+        ctx.pulls = pulls
+        return means2d.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (means2d,) = ctx.saved_tensors
+        means2d.absgrad = ctx.pulls
+        return grads[0], None
+
+
+def _ellipsoids(means2d: Tensor, conics: Tensor, opacities: Tensor, pulls: Tensor | None = None) -> Alphas:
+    """pulls [1, N, 2]: to be added to, in the backward pass, by every pixel's absolute gradient of the means."""
+    places = means2d if pulls is None else _Noted.apply(means2d, pulls)
+
     def alphas(rows: Tensor, x: float, y: float) -> Tensor:
-        away = means2d[0, rows] - means2d.new_tensor([x, y])
+        place = places[0, rows]
+        if pulls is not None:
+
+            def gather(gradient: Tensor) -> None:
+                pulls[0].index_add_(0, rows, gradient.abs())
+
+            place.register_hook(gather)
+        away = place - means2d.new_tensor([x, y])
         a, b, c = conics[0, rows].unbind(-1)
         sigma = 0.5 * (a * away[:, 0] ** 2 + c * away[:, 1] ** 2) + b * away[:, 0] * away[:, 1]
         return torch.where(sigma >= 0, opacities[0, rows] * (-sigma).exp(), 0)
@@ -190,7 +216,7 @@ def _discs(means2d: Tensor, transforms: Tensor, opacities: Tensor) -> Alphas:
 
 
 def _image(values: Tensor, found: list[tuple[Tensor, Tensor, Tensor]], width: int, height: int) -> tuple[Tensor, ...]:
-    assert values.shape[-1] in (1, 2, 4, 8, 16, 32) or values.shape[-1] < 32
+    assert values.shape[-1] in (64, 128, 256, 512) or values.shape[-1] <= 32
     colors = torch.stack([(alpha * light) @ values[0, rows] for rows, alpha, light in found])
     alphas = torch.stack([(alpha * light).sum() for _, alpha, light in found])
     return colors.view(1, height, width, -1), alphas.view(1, height, width, 1)
@@ -198,11 +224,13 @@ def _image(values: Tensor, found: list[tuple[Tensor, Tensor, Tensor]], width: in
 
 def rasterize_to_pixels(
     means2d: Tensor, conics: Tensor, colors: Tensor, opacities: Tensor, image_width: int, image_height: int,
-    tile_size: int, isect_offsets: Tensor, flatten_ids: Tensor,
+    tile_size: int, isect_offsets: Tensor, flatten_ids: Tensor, absgrad: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Colours [1, H, W, C] and alphas [1, H, W, 1]."""
+    """Colours [1, H, W, C] and alphas [1, H, W, 1]; with absgrad the backward pass sets ``means2d.absgrad``."""
     size = (image_width, image_height)
-    shapes = _ellipsoids(means2d, conics, opacities)
+    # What is not contiguous is copied, and the note would be on the copy.
+    assert not absgrad or means2d.is_contiguous()
+    shapes = _ellipsoids(means2d, conics, opacities, torch.zeros_like(means2d) if absgrad else None)
     return _image(colors, _contributions(shapes, *size, tile_size, isect_offsets, flatten_ids), *size)
 
 

@@ -18,12 +18,10 @@ from wandb_stub import WandbStub
 from panbench.errors import UserError
 from panbench.metrics.functional import PairCounts
 from panbench.protocol.results import SceneResult, StoredCounts
+from panbench.report.diagnosis import class_table, confusion, instance_table
 from panbench.training import loggers
 from panbench.training.loggers import (
     WandbOptions,
-    class_table,
-    confusion,
-    instance_table,
     log_finished,
     tensorboard_logger,
     wandb_logger,

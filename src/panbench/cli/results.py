@@ -101,7 +101,7 @@ def _diff(store: ResultStore, args: argparse.Namespace) -> int:
         raise UserError(f"{args.results[0]} and {args.results[1]} cannot be compared: {'; '.join(reasons)}")
     console = stdout()
     lines = [[f"{a.scene}, {a.protocol}", _title(a), _title(b), "difference"]]
-    for metric, digits in (*((m, 1) for m in METRICS), ("PSNR", 2), ("SSIM", 3)):
+    for metric, digits in (*((m, 1) for m in METRICS), ("PSNR", 2), ("SSIM", 3), ("depth_l1", 2)):
         if metric in a.metrics and metric in b.metrics:
             change = b.metrics[metric] - a.metrics[metric]
             shown = "–" if math.isnan(change) else f"{change:+.{digits + 1}f}"

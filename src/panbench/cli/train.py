@@ -338,6 +338,7 @@ def _score(cli: PanbenchCLI, finish: Finish, manifest: RunManifest, weights: Pat
     finish.score(cli.datamodule.scene)
     finish.log(cli.trainer.loggers)
     finish.draw(cli.datamodule.scene)
+    finish.diagnose()
     manifest.status = "finished"
     cli.run_dir.write_manifest(manifest)
     log_finished(cli.trainer.loggers, cli.run_dir, manifest)

@@ -6,6 +6,7 @@
             label-filt/N.png (raw ScanNet id)  instance-filt/N.png (object id + 1)      optional: the ground truth
             masks_<name>/{semantic_image,instance_image,score}/N.png                    optional: pseudo-masks
             classes.json  splits.json  <scene>.txt  synthetic.json                      label space, split, sizes, mark
+            gt/depth_gt.npz                                         rendered scenes: true depth, as the depth images
 
 N is the frame number; files are joined by it, not by the order of a listing. The files put the centre of pixel (i, j)
 at (i, j) and the principal point of a centred camera at (W - 1) / 2; here centres are at + 0.5, so half a pixel is
@@ -21,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from torch import Tensor
 from panbench.data.cache import ByteBudgetCache
 from panbench.data.images import image_size as size_of_image
 from panbench.data.images import read_color, read_integers, resize_nearest
+from panbench.data.true_depth import TrueDepth
 from panbench.errors import UserError
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
 
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 _NOISE_SEED = 0x6E6F697365  # the noise is part of the data: it does not follow the seed of a run
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 MILLIMETRES = 1000.0
+_D = TypeVar("_D", np.uint16, np.float32)
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,11 @@ class ScanNetSource:
         labels: LabelSpace,
         max_depth: float,
         cache_bytes: int,
+        true_depth: TrueDepth | None = None,
     ) -> None:
         """Args: the frames; intrinsics of the colour and depth files; output (width, height); label space;
-        depth [m] beyond which a measurement counts as none; bytes the cache may take.
+        depth [m] beyond which a measurement counts as none; bytes the cache may take; true depth of the test frames, of
+        the size and the intrinsics of the depth files.
         """
         self._files = list(files)
         self._stored = color
@@ -137,6 +143,7 @@ class ScanNetSource:
         self._labels = labels
         self._is_thing = labels.is_thing()
         self._max_depth_mm = min(max_depth * MILLIMETRES, 65534.0)  # 65535 marks "no measurement" in some exports
+        self._true_depth = true_depth
         self._cache: ByteBudgetCache[int, CompactFrame] = ByteBudgetCache(cache_bytes)
 
     def __len__(self) -> int:
@@ -167,6 +174,7 @@ class ScanNetSource:
             depth=depth,
             masks=None if held.masks is None else held.masks.expand(),
             truth=None if held.truth is None else held.truth.expand(),
+            true_depth=self._load_true_depth(self.name(index)),
         )
 
     def _decode(self, index: int) -> CompactFrame:
@@ -190,23 +198,32 @@ class ScanNetSource:
         raw = read_integers(path)
         if raw.dtype == np.uint8:
             raise UserError(f"{path}: is an 8-bit image; depth must be 16-bit PNG in millimetres: export it again")
-        source = self._depth
-        assert source is not None  # open_scene gives depth intrinsics whenever it lists depth files
-        if raw.shape != (source.height, source.width):
-            raise UserError(
-                f"{path}: is {raw.shape[1]}x{raw.shape[0]}, the scene's first depth image is "
-                f"{source.width}x{source.height}: all depth images of a scene must have one size"
-            )
-        out, k = np.zeros((self._output.height, self._output.width), dtype=np.uint16), self._output
-        columns = np.floor((np.arange(k.width) + 0.5 - k.cx) / k.fx * source.fx + source.cx).astype(np.int64)
-        rows = np.floor((np.arange(k.height) + 0.5 - k.cy) / k.fy * source.fy + source.cy).astype(np.int64)
-        in_x, in_y = (columns >= 0) & (columns < source.width), (rows >= 0) & (rows < source.height)
         measured = np.where(raw <= self._max_depth_mm, raw, 0)
         if files.depth_noise > 0:
             noisy = _noisy(measured, files.depth_noise, files.number)
             measured = np.where(noisy <= self._max_depth_mm, noisy, 0)
-        measured = measured.astype(np.uint16)
-        out[np.ix_(in_y, in_x)] = measured[np.ix_(rows[in_y], columns[in_x])]
+        return self._looked_up(measured.astype(np.uint16), path)
+
+    def _load_true_depth(self, name: str) -> Tensor | None:
+        found = None if self._true_depth is None else self._true_depth.get(name)
+        if found is None or self._true_depth is None:
+            return None
+        return torch.from_numpy(self._looked_up(found, self._true_depth.path))
+
+    def _looked_up(self, depth: NDArray[_D], path: Path) -> NDArray[_D]:
+        """A map in the depth camera [h, w] at the output size, 0 where that camera does not see."""
+        source = self._depth
+        assert source is not None  # open_scene gives depth intrinsics whenever it lists depth files
+        if depth.shape != (source.height, source.width):
+            raise UserError(
+                f"{path}: is {depth.shape[1]}x{depth.shape[0]}, the scene's first depth image is "
+                f"{source.width}x{source.height}: all depth images of a scene must have one size"
+            )
+        out, k = np.zeros((self._output.height, self._output.width), dtype=depth.dtype), self._output
+        columns = np.floor((np.arange(k.width) + 0.5 - k.cx) / k.fx * source.fx + source.cx).astype(np.int64)
+        rows = np.floor((np.arange(k.height) + 0.5 - k.cy) / k.fy * source.fy + source.cy).astype(np.int64)
+        in_x, in_y = (columns >= 0) & (columns < source.width), (rows >= 0) & (rows < source.height)
+        out[np.ix_(in_y, in_x)] = depth[np.ix_(rows[in_y], columns[in_x])]
         return out
 
     def _read_truth(self, files: FrameFiles) -> CompactMap | None:
@@ -326,7 +343,8 @@ def open_scene(
     # Only frames in use stay in the source, so that indices are dense.
     used = sorted({*train, *test})
     place = {old: new for new, old in enumerate(used)}
-    source = ScanNetSource([files[i] for i in used], color, depth, size, labels, max_depth, cache_bytes)
+    true_depth = TrueDepth(folder, [files[i].name for i in test]) if depth else None
+    source = ScanNetSource([files[i] for i in used], color, depth, size, labels, max_depth, cache_bytes, true_depth)
     return Scene(
         dataset="scannet",
         name=folder.name,

@@ -25,8 +25,8 @@ def take(gaussians: GaussianSet, index: Tensor, optimizer: Optimizer | None) -> 
         if tuple(index.shape) != (len(gaussians),):
             raise ValueError(f"mask has shape {tuple(index.shape)}, there are {len(gaussians)} Gaussians")
         index = index.nonzero().squeeze(-1)
-    elif index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(gaussians)):
-        raise ValueError(f"row {int(index.min())} or {int(index.max())} is outside 0 .. {len(gaussians) - 1}")
+    else:
+        _check_rows(gaussians, index)
     _change(gaussians, optimizer, lambda _, values: values[index], lambda moment: moment[index])
 
 
@@ -70,6 +70,36 @@ def reset(gaussians: GaussianSet, field: str, values: Tensor, optimizer: Optimiz
     if optimizer is not None:
         for moment in _moments(optimizer, parameter).values():
             moment.zero_()
+
+
+def overwrite(gaussians: GaussianSet, index: Tensor, rows: Mapping[str, Tensor], optimizer: Optimizer | None) -> None:
+    """Put other values into the rows ``index`` of the fields given, in place, and zero their moments. N stays.
+
+    Args:
+        index: int64 [K] row numbers, none twice.
+        rows: [K, *shape] for each of those fields.
+
+    Raises:
+        ValueError: a row beyond N or given twice, or values of the wrong shape.
+    """
+    _check_rows(gaussians, index)
+    if len(index.unique()) != len(index):
+        raise ValueError("a row is given twice")
+    for name, values in rows.items():
+        if tuple(values.shape) != (len(index), *gaussians.spec(name).shape):
+            raise ValueError(f"{name} has {len(index)} rows {gaussians.spec(name).shape} to fill, got {values.shape}")
+    with torch.no_grad():
+        for name, values in rows.items():
+            parameter = gaussians[name]
+            parameter[index] = values.detach().to(parameter)
+            if optimizer is not None:
+                for moment in _moments(optimizer, parameter).values():
+                    moment[index] = 0
+
+
+def _check_rows(gaussians: GaussianSet, index: Tensor) -> None:
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(gaussians)):
+        raise ValueError(f"row {int(index.min())} or {int(index.max())} is outside 0 .. {len(gaussians) - 1}")
 
 
 def _moments(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -69,6 +69,9 @@ class PanopticHead(nn.Module):
     def seed(self, scene: Scene) -> None:
         """Initialise from the scene's training frames. Called once, at the start of a new run, after ``build``."""
 
+    def initialise(self, gaussians: GaussianSet, scene: Scene) -> None:
+        """Start the head's fields from the scene. Called once, at the start of a new run, after ``seed``."""
+
     def resize_like(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """Give tensors the sizes they have in a checkpoint. Called after ``build``, before the weights are loaded."""
 
@@ -97,6 +100,15 @@ class PanopticHead(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Upkeep after optimiser step number ``step`` (from 1). Tensors that are optimised keep their sizes here."""
+
+    @property
+    def instance_count(self) -> int:
+        """How many of the channels, the last ones, stand for instances."""
+        return 0
+
+    def confidence(self, gaussians: GaussianSet) -> Tensor:
+        """How sure the label of every Gaussian is [N], in [0, 1]; without gradient."""
+        return self.label(gaussians).score
 
     def decode(self, view: LabelView) -> PanopticMap:
         """Panoptic map of a view; object ids are those of the scene."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from panbench.heads.votes import seen_pixels
 from panbench.scene import Frame, Scene
 
 Floats = NDArray[np.float32]
@@ -23,7 +24,6 @@ Ids = NDArray[np.int32]
 _SPACING = 0.03  # metres: edge of the voxels on which mask points are thinned
 _MAX_VIEWS = 200  # evenly spread over the training frames: enough to outvote a bad mask
 _PIXEL_STEP = 2  # mask pixels that are back-projected, per axis
-_DEPTH_TOLERANCE = 0.06  # metres, plus 1 % of the depth: a point is seen where the sensor agrees this well
 _MIN_SCALE = 0.03  # metres: smallest standard deviation of a seed
 _NEAR, _NEAR_WEIGHT = 0.15, 0.1  # points closer than this (metres) belong together, as if a tenth of a view said so
 
@@ -59,7 +59,7 @@ def seed_queries(scene: Scene, *, max_points: int = 3000, min_points: int = 5, c
         """One at a time: all of them may not fit in memory."""
         return (f for f in scene.frames(used) if f.masks is not None and f.depth is not None)
 
-    points = _thin([_mask_points(f) for f in frames()])
+    points = thin([_mask_points(f) for f in frames()], _SPACING)
     points = points[_on_things(points, frames())]
     masks = [_look(f, points)[0] for f in frames()]
     picked = _sample(masks, len(points), max_points)
@@ -75,12 +75,12 @@ def _mask_points(frame: Frame) -> Floats:
     return frame.camera.unproject(frame.depth)[step, step][inside].numpy().astype(np.float32)
 
 
-def _thin(points: list[Floats]) -> Floats:
-    """Mean of the points in each voxel, in the order of the voxels."""
+def thin(points: list[Floats], voxel: float) -> Floats:
+    """Mean of the points in each voxel of edge ``voxel`` metres, in the order of the voxels: [P, 3]."""
     joined = np.concatenate([*points, np.zeros((0, 3), np.float32)])
     if not len(joined):
         return joined
-    cells = np.floor(joined / _SPACING).astype(np.int64)
+    cells = np.floor(joined / voxel).astype(np.int64)
     cells -= cells.min(axis=0)
     keys = np.ravel_multi_index(tuple(cells.T), tuple(cells.max(axis=0) + 1))
     _, inverse, count = np.unique(keys, return_inverse=True, return_counts=True)
@@ -122,13 +122,8 @@ def _look(frame: Frame, points: Floats) -> tuple[Ids, NDArray[np.bool_]]:
     seen on stuff. A point is seen if the sensor measured its depth there.
     """
     assert frame.masks is not None
-    assert frame.depth is not None
-    pixels, z = frame.camera.project(torch.from_numpy(points))
-    x, y = pixels.floor().long().unbind(-1)
-    inside = (z > 0) & (x >= 0) & (x < frame.camera.width) & (y >= 0) & (y < frame.camera.height)
-    x, y = x.clamp(0, frame.camera.width - 1), y.clamp(0, frame.camera.height - 1)
-    measured = frame.depth[y, x]
-    seen = (inside & (measured > 0) & ((measured - z).abs() < _DEPTH_TOLERANCE + 0.01 * z)).numpy()
+    y, x, visible = seen_pixels(frame, torch.from_numpy(points))
+    seen = visible.numpy()
     mask = np.where(seen, frame.masks.instance[y, x].numpy().astype(np.int32), 0)
     stuff = seen & (mask == 0) & (frame.masks.semantic[y, x].numpy() > 0)
     return mask, stuff

@@ -6,21 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
+from panbench import ops
 from panbench.heads.base import PanopticHead
-from panbench.losses.geometric import depth_loss
-from panbench.models.base import GaussianModule, View
-from panbench.ops import depth_normals, normal_loss
+from panbench.models.base import View
+from panbench.models.twodgs import TwoDGS
 from panbench.scene import Frame
 
 
-class LiGS(GaussianModule):
+class LiGS(TwoDGS):
     """Jiang et al. 2024: 2DGS discs held to the surface by depth and normal terms.
 
     The point cloud is the fused RGB-D frames, as ScanNet has no LiDAR. The mixture-model term and the surface-aware
     density control of LI-GS are not in this version.
     """
-
-    kind = "disc"
 
     def __init__(
         self,
@@ -28,33 +26,33 @@ class LiGS(GaussianModule):
         near: float = 0.1,
         depth_weight: float = 0.2,
         normal_weight: float = 0.05,
-        consistency_weight: float = 0.05,
         consistency_start: int = 1000,
-        max_depth: float = 6.0,
+        distortion_weight: float = 0.0,
         **settings: Any,
     ) -> None:
         """Args:
         head: what makes the Gaussians panoptic.
-        near: as in the base class; a little farther, as discs close to the camera fill the view.
+        near: as in 2DGS; a little nearer, as rooms are small.
         depth_weight: of the mean difference to the measured depth, metres; less for far pixels.
         normal_weight: of 1 − cosine between blended normals and those of the measured depth.
-        consistency_weight: of 1 − cosine between blended normals and those of the rendered depth.
-        consistency_start: step at which that term sets in, when the rendered depth is smooth.
-        max_depth: measured depth from here on is not supervised, metres.
-        settings: of every base model; see GaussianModule.
+        consistency_start: as in 2DGS; early, as the first points lie on the surfaces.
+        distortion_weight: as in 2DGS; 0, as measured depth says more of where a surface is.
+        settings: of 2DGS and of every base model; see TwoDGS and GaussianModule.
         """
-        super().__init__(head, near=near, **settings)
-        self.depth_weight, self.normal_weight, self.max_depth = depth_weight, normal_weight, max_depth
-        self.consistency_weight, self.consistency_start = consistency_weight, consistency_start
+        super().__init__(
+            head,
+            near=near,
+            depth_weight=depth_weight,
+            consistency_start=consistency_start,
+            distortion_weight=distortion_weight,
+            **settings,
+        )
+        self.normal_weight = normal_weight
 
     def regularisers(self, view: View, frame: Frame) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
+        out = super().regularisers(view, frame)
         if frame.depth is not None:
-            out["depth"] = self.depth_weight * depth_loss(view.depth, frame.depth, view.alpha, self.max_depth)
             # Differences between points three pixels to either side drown less in the sensor's depth noise.
-            measured = depth_normals(frame.depth, frame.camera, step=3)
-            out["normal"] = self.normal_weight * normal_loss(view.normal, measured)
-        if self.global_step >= self.consistency_start:
-            rendered = depth_normals(view.depth, frame.camera)
-            out["consistency"] = self.consistency_weight * normal_loss(view.normal, rendered)
+            measured = ops.depth_normals(frame.depth, frame.camera, step=3)
+            out["normal"] = self.normal_weight * ops.normal_loss(view.normal, measured)
         return out

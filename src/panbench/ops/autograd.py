@@ -17,7 +17,7 @@ def register() -> None:
     fake("panbench::project_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:4]))
     fake("panbench::bin")(_bin_fake)
     fake("panbench::blend")(_blend_fake)
-    fake("panbench::blend_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
+    fake("panbench::blend_backward")(_blend_backward_fake)
     fake("panbench::label_sums")(_label_sums_fake)
     fake("panbench::label_sums_backward")(lambda labels, *_: torch.empty_like(labels))
     fake("panbench::attend")(lambda features, means, queries, *_: features.new_empty(len(features), len(queries)))
@@ -87,12 +87,15 @@ def _blend_fake(
     width: int,
     height: int,
     kind: int,
-    detached: bool,
+    detached: int,
     near: float,
     masks: int,
     classes: int,
     first_query: int,
-    *_: Any,
+    logits: bool,
+    epsilon: float,
+    distort: bool = False,
+    absolute: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     rows = masks, labels.shape[1] - first_query
     if semantic is None:
@@ -101,7 +104,15 @@ def _blend_fake(
         *(t.new_empty(height, width, t.shape[1]) for t in (features, labels)),
         *(features.new_empty(height, width) for _ in range(3)),
         *_sums_fake(labels, *rows),
+        features.new_empty((height, width) if distort else (0, 0)),
     )
+
+
+def _blend_backward_fake(geometry: Tensor, features: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    # `absolute` is the last of all 29 arguments; the dispatcher leaves out what has its default.
+    absolute = len(rest) == 26 and rest[-1]
+    grads = (torch.empty_like(t) for t in (geometry, features, labels))
+    return *grads, geometry.new_empty(len(geometry) if absolute else 0, 2)
 
 
 def _label_sums_fake(
@@ -137,16 +148,17 @@ def _project_backward(ctx: Any, grad_ids: Tensor, grad_geometry: Tensor, grad_no
 
 def _blend_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:8], output[1])
-    ctx.numbers = inputs[8:]
+    ctx.numbers = inputs[8:18]
+    ctx.absolute = inputs[19] is not None
     ctx.set_materialize_grads(False)
 
 
 def _blend_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     *inputs, label_image = ctx.saved_tensors
-    grads = torch.ops.panbench.blend_backward(
-        *inputs, *ctx.numbers, label_image, *(None if g is None else g.contiguous() for g in upstream)
+    *grads, absolute = torch.ops.panbench.blend_backward(
+        *inputs, *ctx.numbers, label_image, *(None if g is None else g.contiguous() for g in upstream), ctx.absolute
     )
-    return (*grads, *[None] * 15)
+    return (*grads, *[None] * 16, absolute if ctx.absolute else None)
 
 
 def _label_sums_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

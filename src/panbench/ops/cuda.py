@@ -206,14 +206,17 @@ class Operators:
         width: int,
         height: int,
         kind: int,
-        detached: bool,
+        detached: int,
         near: float,
         masks: int,
         classes: int,
         first_query: int,
         logits: bool,
         epsilon: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        distort: bool = False,
+        absolute: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        _check_options(labels, kind, detached, absolute is not None)
         inputs = _blend_inputs(geometry, features, labels, tile_offsets, tile_ids, width, height, kind)
         targets = (semantic, mask, weight, masks, classes, first_query, logits, epsilon)
         queries = _queries(labels, height, width, *targets[:6])
@@ -228,8 +231,10 @@ class Operators:
         sums = _rows(features, 1 + 2 * queries * (1 + masks), torch.float64).zero_()
         settings = (visible, width, height, channels, label_count, kind, near, _tf32())
         bounds = features.new_empty(visible, _BOUNDS)
-        self._library.run("blend", geometry.device, *inputs, *settings, *targets, bounds, *maps, sums)
-        return *maps, *_label_sums(sums, 0 if semantic is None else masks, queries)
+        distortion = features.new_empty((height, width) if distort else (0, 0))
+        wanted = distortion if distort else None
+        self._library.run("blend", geometry.device, *inputs, *settings, *targets, bounds, *maps, sums, wanted)
+        return *maps, *_label_sums(sums, 0 if semantic is None else masks, queries), distortion
 
     def blend_backward(
         self,
@@ -244,7 +249,7 @@ class Operators:
         width: int,
         height: int,
         kind: int,
-        detached: bool,
+        detached: int,
         near: float,
         masks: int,
         classes: int,
@@ -260,7 +265,10 @@ class Operators:
         grad_entropy: Tensor | None,
         grad_presence: Tensor | None,
         grad_overlap: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_distortion: Tensor | None = None,
+        absolute: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _check_options(labels, kind, detached, absolute)
         inputs = _blend_inputs(geometry, features, labels, tile_offsets, tile_ids, width, height, kind)
         targets = (semantic, mask, weight, masks, classes, first_query, logits, epsilon)
         queries = _queries(labels, height, width, *targets[:6])
@@ -275,16 +283,19 @@ class Operators:
             "grad_entropy": (grad_entropy, ()),
             "grad_presence": (grad_presence, (2, queries)),
             "grad_overlap": (grad_overlap, (2, masks, queries)),
+            "grad_distortion": (grad_distortion, (height, width)),
         }
         for tensor, shape in upstream.values():
             if tensor is not None:
                 _check(tensor, torch.float32, geometry.device, shape)
         grads = torch.zeros_like(geometry), torch.zeros_like(features), torch.zeros_like(labels)
+        watched = geometry.new_zeros(visible if absolute else 0, 2)
         settings = (visible, width, height, channels, label_count, kind, detached, near, _tf32())
         bounds = features.new_empty(visible, _BOUNDS)
         passed = [tensor for tensor, _ in upstream.values()]
-        self._library.run("blend_backward", geometry.device, *inputs, *settings, *targets, *passed, bounds, *grads)
-        return grads
+        passed += [bounds, *grads, watched if absolute else None]
+        self._library.run("blend_backward", geometry.device, *inputs, *settings, *targets, *passed)
+        return *grads, watched
 
     def label_sums(
         self,
@@ -502,6 +513,13 @@ def _blend_inputs(
     if channels + label_count < 1:
         raise RuntimeError("panbench: there is no channel to blend")
     return geometry, features, labels, tile_offsets, tile_ids
+
+
+def _check_options(labels: Tensor, kind: int, detached: int, absolute: bool) -> None:
+    if not 0 <= detached <= labels.shape[1]:
+        raise RuntimeError(f"panbench: {detached} of {labels.shape[1]} labels cannot be detached")
+    if absolute and kind != 0:
+        raise RuntimeError("panbench: only ellipsoids have absolute gradients")
 
 
 def _queries(

@@ -1,11 +1,13 @@
 """Projection, tile lists and blending by the public functions of gsplat, for comparison; chosen only by name.
 
-What gsplat does not give is made in torch from what it gives: normals of ellipsoids, the depth of a disc's hits and the
-median depth, the latter two from its list of (pixel, Gaussian) pairs. It differs from the other back ends in these:
+What gsplat does not give is made in torch from what it gives: normals of ellipsoids, and, from its list of (pixel,
+Gaussian) pairs, the depth of a disc's hits, the median depth and the distortion. It differs from the other back ends in
+these:
 
 - alpha is limited at 0.999, not 0.99;
 - a disc is culled by its box at three deviations, and is also drawn where it is hit in front of the near plane; such
-  hits count with the depth of its centre.
+  hits count with the depth of its centre;
+- absolute gradients are its own, in parts of 512 channels, which are not those of a distortion.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.weak import TensorWeakRef
 
+from panbench.errors import UserError
 from panbench.ops.build import BuildError
 from panbench.ops.reference.project import ALPHA_MIN, Kind, cut_squared, disc_box, disc_center, rotation_matrices
 from panbench.ops.reference.rasterize import TILE
@@ -24,6 +29,7 @@ from panbench.ops.reference.rasterize import TILE
 _ALPHA_MAX = 0.999
 _CHANNELS = 32
 """Channels of one call: gsplat keeps a pixel's channels in registers, and is compiled for powers of two."""
+_MOST_CHANNELS = 512  # that it is compiled for
 _RADIUS = 1 << 20  # pixels, of what has no bounded footprint
 _BATCHES = 1 << 20  # more than any tile's list has
 
@@ -130,21 +136,32 @@ def blend(
     kind: Kind,
     detached: int,
     near: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`panbench.ops.reference.blend`."""
+    distort: bool = False,
+    absolute: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """As :func:`panbench.ops.reference.blend`.
+
+    Raises:
+        UserError: distortion and absolute gradients at once.
+    """
+    if distort and absolute is not None:
+        raise UserError("gsplat gives no absolute gradients of a distortion; leave out one of them, or choose auto")
     if not len(tile_ids):
-        maps = [_nothing(geometry, (height, width)) + geometry.sum() * 0 for _ in range(3)]
+        still = geometry.sum() * 0 if absolute is None else geometry.sum() * 0 + absolute.sum() * 0
+        maps = [_nothing(geometry, (height, width)) + still for _ in range(4)]
         image = _nothing(features, (height, width, features.shape[1])) + features.sum() * 0
-        return image, maps[0], maps[1], maps[2]
+        return image, maps[0], maps[1], maps[2], maps[3] if distort else None
     lists = (width, height, TILE, tile_offsets[:-1].view(1, -(-height // TILE), -(-width // TILE)), tile_ids)
     attached = features.shape[1] - detached
     # The depth of the centre is one channel more; that gives alpha even where no other channel is attached.
-    image, alpha = _pixels(geometry, torch.cat([features[:, :attached], geometry[:, -1:]], dim=1), lists, kind)
+    moving = torch.cat([features[:, :attached], geometry[:, -1:]], dim=1)
+    image, alpha = _pixels(geometry, moving, lists, kind, absolute)
     image, depth = image.split([attached, 1], dim=-1)
     if detached:
         image = torch.cat([image, _pixels(geometry.detach(), features[:, attached:], lists, kind)[0]], dim=-1)
-    hits, median = _along_rays(geometry, *_pairs(geometry, lists, kind), (width, height), kind, near)
-    return image, alpha, depth[..., 0] if kind == "ellipsoid" else hits, median
+    pairs = _pairs(geometry, lists, kind)
+    hits, median, distortion = _along_rays(geometry, *pairs, (width, height), kind, near, distort)
+    return image, alpha, depth[..., 0] if kind == "ellipsoid" else hits, median, distortion
 
 
 def _nothing(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -177,23 +194,54 @@ def _shape(geometry: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     return geometry[None, :, :2], geometry[None, :, 2:5], geometry[None, :, 5]
 
 
-def _pixels(geometry: Tensor, values: Tensor, lists: tuple[Any, ...], kind: Kind) -> tuple[Tensor, Tensor]:
+class _Watched(torch.autograd.Function):
+    """Hands centres [1, M, 2] through; to ``absolute`` [M, 2] goes what gsplat notes on them in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, centers: Tensor, absolute: Tensor) -> Tensor:
+        return centers.contiguous().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], ctx.watched().absgrad[0]
+
+
+def _watched(centers: Tensor, absolute: Tensor) -> Tensor:
+    out: Any = _Watched.apply(centers, absolute)
+    # Not the tensor itself, which holds what made it: that is a circle.
+    if out.grad_fn is not None:
+        out.grad_fn.watched = TensorWeakRef(out)
+    return out
+
+
+def _pixels(
+    geometry: Tensor, values: Tensor, lists: tuple[Any, ...], kind: Kind, absolute: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Image [H, W, C] of values [M, C], C ≥ 1, and alpha [H, W]."""
     library = load()
     centers, shapes, opacities = _shape(geometry, kind)
     images: list[Tensor] = []
     alphas: list[Tensor] = []
-    for part in values[None].split(_CHANNELS, dim=-1):
+    # The sum of the parts' absolute gradients is no absolute gradient: all channels at once, if it can be.
+    for part in values[None].split(_CHANNELS if absolute is None else _MOST_CHANNELS, dim=-1):
         if kind == "disc":
             unused = torch.zeros_like(values[None, :, :1])
             image, alpha, *_ = library.rasterize_to_pixels_2dgs(
                 *(centers, shapes, part, opacities, unused.expand(-1, -1, 3), unused.expand(-1, -1, 2)), *lists
             )
         else:
-            image, alpha = library.rasterize_to_pixels(centers, shapes, part, opacities, *lists)
+            options: dict[str, bool] = {}
+            if absolute is not None:
+                channels, options = part.shape[-1], {"absgrad": True}
+                part = pad(part, (0, (1 << (channels - 1).bit_length()) - channels))
+            seen = centers if absolute is None else _watched(centers, absolute)
+            image, alpha = library.rasterize_to_pixels(seen, shapes, part, opacities, *lists, **options)
+            for out in (image, alpha):
+                if absolute is not None and out.grad_fn is not None:
+                    out.grad_fn.metadata["centers"] = seen  # torch lets go of it before it is asked for the note
         images.append(image[0])
         alphas.append(alpha[0, ..., 0])
-    return torch.cat(images, dim=-1), alphas[0]
+    return torch.cat(images, dim=-1)[..., : values.shape[1]], alphas[0]
 
 
 @torch.no_grad()
@@ -207,22 +255,26 @@ def _pairs(geometry: Tensor, lists: tuple[Any, ...], kind: Kind) -> tuple[Tensor
 
 
 def _along_rays(
-    geometry: Tensor, rows: Tensor, pixels: Tensor, size: tuple[int, int], kind: Kind, near: float
-) -> tuple[Tensor, Tensor]:
-    """Σ w d and the median of d [H, W] over the pairs; the sum is zero for ellipsoids, which have it as a channel."""
+    geometry: Tensor, rows: Tensor, pixels: Tensor, size: tuple[int, int], kind: Kind, near: float, distort: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Σ w d, the median of d and, if asked for, the distortion [H, W] over the pairs.
+
+    Σ w d is zero for ellipsoids, which have it as a channel.
+    """
     width, height = size
     count = width * height
     points = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
     if kind == "disc":
         alphas, depths = _disc_hits(geometry[rows], points, near)
     else:
-        with torch.no_grad():
+        with torch.set_grad_enabled(distort and torch.is_grad_enabled()):
             alphas = _ellipsoid_alphas(geometry[rows], points)
         depths = geometry[rows, 6]
     # One sum over millions of pairs needs the digits of float64.
     opaque = torch.log1p(-alphas.double())
     before = opaque.cumsum(0) - opaque
-    light = (before - before[torch.searchsorted(pixels, pixels)]).exp().to(alphas)
+    first = torch.searchsorted(pixels, pixels)
+    light = (before - before[first]).exp().to(alphas)
     total = geometry.new_zeros(count)
     if kind == "disc":
         total = total.index_add(0, pixels, alphas * light * depths)
@@ -230,7 +282,15 @@ def _along_rays(
     last = torch.full((count,), -1, device=pixels.device).scatter_reduce(0, pixels[front], front, "amax")
     found = last >= 0
     median = torch.where(found, depths[last.clamp_min(0)], 0) if len(depths) else geometry.new_zeros(count)
-    return total.view(height, width), median.view(height, width)
+    distortion = None
+    if distort:
+        # About the pixel's first hit, as the reference does it.
+        nearest = depths[first].detach()
+        q = (nearest - depths) / (nearest * depths)
+        sums = torch.stack([torch.ones_like(q), q, q * q], dim=-1) * (alphas * light)[:, None]
+        weight, mean, square = geometry.new_zeros(count, 3).index_add(0, pixels, sums).unbind(-1)
+        distortion = (weight * square - mean * mean).view(height, width)
+    return total.view(height, width), median.view(height, width), distortion
 
 
 def _ellipsoid_alphas(geometry: Tensor, points: Tensor) -> Tensor:

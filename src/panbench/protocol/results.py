@@ -169,7 +169,9 @@ class SceneResult(BaseModel):
         counts: sparse joint counts per frame, from which any protocol of the same image size can be scored.
         metrics: percent: PQ, SQ, RQ, mIoU, mAcc, mCov, mWCov by the protocol; for side-by-side tables always also
             mIoU_pooled (one confusion matrix, absent classes left out), mIoU_frame (the paper's), PQ_paper and
-            PQ_strict (the latter two where those protocols count at this image size).
+            PQ_strict (the latter two where those protocols count at this image size). Of appearance and geometry PSNR
+            [dB], SSIM and, against the true depth of the test frames, depth_l1 and depth_rmse [cm], depth_delta and
+            depth_known [percent]; sensor_depth_… where there is a sensor but no truth.
         per_class, instances: the same in detail.
         cost: seconds, bytes, counts by name ("fit_seconds", "peak_memory_bytes", "gaussians", …).
         provenance: hashes of data and masks, versions, back end, ….

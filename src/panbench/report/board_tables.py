@@ -7,7 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from panbench.report.boards import Board, Entry, slug, value, verdicts
+from panbench.report.diagnosis import VERDICTS, confusion
 from panbench.report.paper import paper
 from panbench.report.plans import PlannedMethod, PlanOutline
 from panbench.report.statistics import (
@@ -36,6 +39,9 @@ SCORES = (
 IMAGE = (
     Column("PSNR", "PSNR", 2, unit="dB", help="Of the rendered test views, mean over frames."),
     Column("SSIM", "SSIM", 3, help="Of the rendered test views, mean over frames."),
+    Column("depth_l1", "Depth error", 2, "low", "cm", help="Mean difference of rendered and true depth, test views."),
+    Column("depth_delta", "Depth within 5 %", 1, unit="%", help="Share of pixels, against the true depth."),
+    Column("sensor_depth_l1", "Depth to sensor", 2, "low", "cm", help="As depth error, but to the noisy sensor depth."),
 )
 COST = (
     Column("gaussians", "Gaussians", 1, "low", "k", 1e-3, help="Number of Gaussians at the end, in thousands."),
@@ -57,7 +63,7 @@ SUBMITTED = "Submitted predictions, scored here"
 TRAINING_FREE = "Without training: the pseudo-masks themselves, and their vote in voxels with the test frames' depth"
 QUOTED = "Quoted from the paper, not comparable"
 
-VERDICTS = ("found", "poor", "split", "merged", "wrong class", "missed")
+_CONFUSIONS = 15
 
 
 def leaderboard(board: Board) -> Table:
@@ -212,6 +218,37 @@ def class_table(board: Board, metric: str) -> Table | None:
     return Table(name, f"{title} by class: {board.title}", "Class", columns, (Section("", tuple(rows)),), (note,))
 
 
+def confusion_table(board: Board) -> Table | None:
+    """Which classes were taken for which, by method: per cent of the true class's pixels; None without any."""
+    entries = [e for part in _by_section(board.entries).values() for e in sorted(part, key=lambda e: _order(board, e))]
+    wrong: list[dict[tuple[str, str], int]] = []
+    total: list[dict[str, int]] = []
+    for entry in entries:
+        pixels: dict[tuple[str, str], int] = defaultdict(int)
+        there: dict[str, int] = defaultdict(int)
+        for stored in entry.all():
+            names, matrix = confusion(stored.result)
+            for i, j in np.argwhere(matrix).tolist():
+                there[names[i]] += int(matrix[i, j])
+                if i != j:
+                    pixels[names[i], names[j]] += int(matrix[i, j])
+        wrong.append(pixels)
+        total.append(there)
+    # Of the best method, whose mistakes are those that are left to be mended.
+    first = wrong[0] if wrong else {}
+    pairs = sorted(first, key=lambda pair: (-first[pair], pair))[:_CONFUSIONS]
+    if not pairs:
+        return None
+    columns = tuple(Column(slug(e.name), e.name, 1, "low", help="; ".join(e.plan_names)) for e in entries)
+    rows: list[Row] = []
+    for a, b in pairs:
+        shares = [100 * w[a, b] / t[a] if t[a] else math.nan for w, t in zip(wrong, total, strict=True)]
+        rows.append(Row(f"{a} as {b}", tuple(map(Cell, shares)), key=f"{a}/{b}"))
+    note = "Per cent of the pixels of the true class, all seeds and scenes; most pixels in the first method first."
+    title, name = f"Classes taken for others: {board.title}", f"{board.slug}-classes-confused"
+    return Table(name, title, "True class as predicted", columns, (Section("", tuple(rows)),), (note,))
+
+
 def verdict_table(board: Board) -> Table:
     """What became of the true instances, per cent."""
     columns = (
@@ -342,7 +379,8 @@ def _score_rows(
     for column in measured:
         known = [e for e in field if not math.isnan(summaries[e.key, column.key].mean)]
         if column.key in _COMPARED and known:
-            leaders[column.key] = max(known, key=lambda e: summaries[e.key, column.key].mean)
+            best_of = min if column.better == "low" else max
+            leaders[column.key] = best_of(known, key=lambda e: summaries[e.key, column.key].mean)
     rows: list[Row] = []
     for entry in entries:
         cells: list[Cell] = []

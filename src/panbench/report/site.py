@@ -29,6 +29,7 @@ from panbench.report.board_tables import (
     TRAINING_FREE,
     VERIFIED,
     class_table,
+    confusion_table,
     leaderboard,
     matrix,
     paper_table,
@@ -128,9 +129,10 @@ class BoardPage:
 
 @dataclass(frozen=True, eq=False)
 class PlanPage:
-    """A plan: its tables, its crossed bases and heads, its study."""
+    """A plan: the boards of its own results, its tables, its crossed bases and heads, its study."""
 
     plan: PlanOutline
+    boards: tuple[Board, ...]
     main: tuple[Table, ...]
     matrices: tuple[tuple[str, tuple[tuple[str, Table], ...]], ...]
     studies: tuple[Study, ...]
@@ -283,7 +285,8 @@ def _plan_name(result: SceneResult) -> str:
 
 def _board_page(board: Board) -> BoardPage:
     plans = sorted({s.result.bench.plan for e in board.entries for s in e.all() if s.result.bench is not None})
-    classes = ((metric, class_table(board, key)) for metric, key in (("PQ", "PQ"), ("IoU", "iou")))
+    classes = [(metric, class_table(board, key)) for metric, key in (("PQ", "PQ"), ("IoU", "iou"))]
+    classes.append(("confusion", confusion_table(board)))
     return BoardPage(
         board=board,
         leaderboard=leaderboard(board),
@@ -319,7 +322,7 @@ def _plan_page(plan: PlanOutline, results: Sequence[StoredResult], places: dict[
     if not main and not studied:
         main = (plan_table(plan, None),)
     crossed = tuple(group for board in plain for group in _crossed(board, [plan.name]))
-    return PlanPage(plan, main, crossed, _studies(plan, mine, places) if studied else ())
+    return PlanPage(plan, plain, main, crossed, _studies(plan, mine, places) if studied else ())
 
 
 def _studies(

@@ -64,17 +64,18 @@ def markdown_summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-_COSTS = ("PSNR dB", "SSIM", "Gaussians", "time", "memory")
+_COSTS = ("PSNR dB", "SSIM", "depth cm", "Gaussians", "time", "memory")
 
 
 def _cost_cells(result: SceneResult) -> list[str]:
     cost = result.cost
     memory = cost.get("peak_memory_bytes")
     gaussians = cost.get("gaussians")
-    ssim = result.metrics.get("SSIM", math.nan)
+    ssim, depth = (result.metrics.get(key, math.nan) for key in ("SSIM", "depth_l1"))
     return [
         _number(result.metrics.get("PSNR", math.nan), 2),
         _number(ssim, 3),
+        _number(depth, 2),
         _NONE if gaussians is None else f"{int(gaussians):,}",
         duration(cost["fit_seconds"]) if "fit_seconds" in cost else _NONE,
         _NONE if memory is None else f"{memory / 2**30:.2f} GiB",

@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from panbench.protocol.results import InstanceResult, SceneResult
+from panbench.report.diagnosis import worst_instances
 from panbench.report.pictures import (
     ObjectColors,
     Picture,
@@ -99,8 +100,7 @@ def write_instances(
         OSError: if a file cannot be written.
     """
     _make_empty(folder)
-    worst = sorted((i for i in result.instances if i.verdict != "found"), key=lambda i: (-_damage(i), i.true_id))
-    shown = worst[:WORST]
+    shown = worst_instances(result, WORST)
     frames = _frames_to_show(shown, result)
     entries: dict[int, Mapping[str, object]] = {}
     for name in dict.fromkeys(frames.values()):
@@ -137,10 +137,6 @@ def _kinds(row: SheetRow, labels: LabelSpace, objects: ObjectColors, span: tuple
         out["truth_instance"] = object_picture(row.true_semantic, row.true_instance, labels, objects.true)
         out["error"] = error_map(row, labels, objects.matched)
     return out
-
-
-def _damage(instance: InstanceResult) -> float:
-    return instance.pixels * (1 - instance.coverage / 100)
 
 
 def _frames_to_show(instances: Sequence[InstanceResult], result: SceneResult) -> dict[int, str]:

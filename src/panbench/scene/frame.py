@@ -22,6 +22,8 @@ class Frame:
         depth: sensor z-depth, float32 [H, W], metres, 0 = no measurement; None without a sensor.
         masks: 2D pseudo-masks used as supervision (ids are per frame), or None.
         truth: ground-truth labels (ids are per scene), or None. Never used in training.
+        true_depth: noise-free z-depth of a rendered scene, float32 [H, W], metres, 0 = nothing there; test frames only,
+            else None. Never used in training.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Frame:
     depth: Tensor | None = None
     masks: PanopticMap | None = None
     truth: PanopticMap | None = None
+    true_depth: Tensor | None = None
 
     def to(self, *args: object, **kwargs: object) -> Frame:
         """Same frame on another device."""
@@ -41,4 +44,5 @@ class Frame:
             depth=None if self.depth is None else self.depth.to(*args, **kwargs),  # type: ignore[call-overload]
             masks=None if self.masks is None else self.masks.to(*args, **kwargs),
             truth=None if self.truth is None else self.truth.to(*args, **kwargs),
+            true_depth=None if self.true_depth is None else self.true_depth.to(*args, **kwargs),  # type: ignore[call-overload]
         )

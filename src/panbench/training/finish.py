@@ -6,7 +6,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger
+from numpy.typing import NDArray
 from rich.console import Console
 
 from panbench.data.images import read_color
@@ -21,11 +22,13 @@ from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.losses.photometric import psnr
 from panbench.methods.raw_masks import raw_masks
 from panbench.methods.voxel_vote import voxel_vote
+from panbench.metrics.functional import depth_errors
 from panbench.ops import ssim
 from panbench.protocol.predictions import PredictionSet
 from panbench.protocol.protocol import Protocol
 from panbench.protocol.results import Origin, SceneResult
 from panbench.protocol.score import STRICT, paper_protocol, score
+from panbench.report.diagnosis import crops_of, diagnosis, in_words, worst_instances
 from panbench.report.pictures import ObjectColors, SheetRow, contact_sheet, depth_span
 from panbench.report.summary import METRICS, Row, markdown_summary, print_summary
 from panbench.report.views import write_instances, write_views
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SHEET = "contact_sheet.png"
 _SHEET_VIEWS = 6
+_PRINTED = 5
 
 
 class Finish:
@@ -141,6 +145,12 @@ class Finish:
             cause = error.strerror or str(error)
             log.warning("pictures are missing (%s): panbench test %s draws them again", cause, self._run.path)
 
+    def diagnose(self) -> None:
+        """Write ``diagnosis.md``: what went wrong, and where the pictures of it are; after :meth:`draw`."""
+        if self._run.result.is_file():
+            result = SceneResult.load(self._run.result)
+            write_text(self._run.diagnosis, diagnosis(result, self._run.pictures / "instances", self._run.path))
+
     def _draw(self, scene: Scene, chosen: Sequence[int], predicted: Path, pictures: Path, anchor: str | None) -> None:
         predictions = PredictionSet.open(predicted)
         index = {scene.source.name(i): i for i in scene.test}
@@ -197,7 +207,11 @@ class Finish:
 
 
 def image_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
-    """PSNR in dB and SSIM of the predicted colours, each the mean over the test frames; {} without colours."""
+    """PSNR in dB and SSIM of the predicted colours, each the mean over the test frames; {} without colours.
+
+    Where there are depth maps also their errors against the true depth, else against the sensor's: see
+    :func:`depth_quality`.
+    """
     values: list[tuple[float, float]] = []
     for frame in scene.frames(scene.test):
         color = predictions.color(frame.name)
@@ -206,7 +220,29 @@ def image_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
         render, photo = color.float() / 255, frame.color.cpu().float() / 255
         values.append((float(psnr(render, photo)), float(ssim(render, photo))))
     means = np.mean(values, axis=0)
-    return {"PSNR": float(means[0]), "SSIM": float(means[1])}
+    return {"PSNR": float(means[0]), "SSIM": float(means[1])} | depth_quality(predictions, scene)
+
+
+def depth_quality(predictions: PredictionSet, scene: Scene) -> dict[str, float]:
+    """Errors of predicted depth (:class:`panbench.metrics.functional.DepthErrors`) over the pixels of all test frames.
+
+    Returns:
+        ``depth_l1`` and ``depth_rmse`` in cm, ``depth_delta`` and ``depth_known`` in per cent, against the true depth
+        where all test frames have it. Else the same with ``sensor_`` before each name, against the sensor's depth of
+        the test frames, whose noise is in those values. {} where there is nothing to compare.
+    """
+
+    def views(true: bool) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        for frame in scene.frames(scene.test):
+            depth, other = predictions.depth(frame.name), frame.true_depth if true else frame.depth
+            if depth is not None and other is not None:
+                yield depth.numpy(), other.cpu().numpy()
+
+    for prefix, true in (("", True), ("sensor_", False)):
+        pairs = list(views(true))
+        if pairs and len(pairs) == len(scene.test):
+            return {f"{prefix}depth_{name}": value for name, value in depth_errors(pairs)._asdict().items()}
+    return {}
 
 
 _ANCHORS: dict[str, Callable[[Scene, Path], Path]] = {"raw-masks": raw_masks, "voxel-vote": voxel_vote}
@@ -217,14 +253,30 @@ def show_result(run: RunDirectory, console: Console) -> None:
     rows = load_rows(run)
     if rows:
         print_summary(rows, console)
+        print_worst(next(iter(rows[0].results.values())), run.pictures / "instances", console)
     for what, path in (
         ("pictures", run.pictures / SHEET),
         ("scores", run.result),
         ("table", run.path / "table.md"),
+        ("diagnosis", run.diagnosis),
         ("predictions", run.predictions),
     ):
         if path.exists():
             console.print(f"{what:<12}{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_worst(result: SceneResult, pictures: Path, console: Console) -> None:
+    """Print the instances that went wrong most, with the pictures of their errors."""
+    worst, crops = worst_instances(result, _PRINTED), crops_of(pictures)
+    if not worst:
+        return
+    lost = sum(i.verdict != "found" for i in result.instances)
+    console.print(f"{lost} of {len(result.instances)} instances were not found; the worst:", highlight=False)
+    for i in worst:
+        told = f"  {i.class_name} {i.true_id}: {i.verdict}, {in_words(i, result)}"
+        picture = crops.get(i.true_id, {}).get("error")
+        shown = f"  {pictures / picture}" if picture else ""
+        console.print(told + shown, highlight=False, soft_wrap=True, markup=False)
 
 
 def load_rows(run: RunDirectory) -> list[Row]:

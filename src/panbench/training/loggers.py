@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +14,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from panbench.errors import UserError
 from panbench.protocol.results import SceneResult
+from panbench.report.diagnosis import Grid, class_table, confusion, crops_of, instance_table, markdown_grid
 from panbench.training.finish import SHEET
 from panbench.training.run_dir import RunDirectory, RunManifest
 from panbench.training.run_values import final_values
-
-Table = tuple[list[Any], list[list[Any]]]  # column titles, rows
 
 
 @dataclass
@@ -109,51 +106,6 @@ def log_finished(loggers: Sequence[Logger], run: RunDirectory, manifest: RunMani
             _to_tensorboard(logger, values, result, sheet, manifest.steps)
 
 
-def class_table(result: SceneResult) -> Table:
-    """Scores of every class that is there or was predicted."""
-    columns = ["class", "thing", "PQ", "SQ", "RQ", "IoU", "accuracy", "TP", "FP", "FN", "true pixels"]
-    rows = [
-        [
-            *(c.name, c.thing, *map(_defined, (c.PQ, c.SQ, c.RQ, c.iou, c.accuracy))),
-            *(c.true_positives, c.false_positives, c.false_negatives, c.true_pixels),
-        ]
-        for c in result.per_class
-        if c.present or c.pred_pixels
-    ]
-    return columns, rows
-
-
-def instance_table(result: SceneResult) -> Table:
-    """What became of every true instance, the worst damage first."""
-    columns = ["id", "class", "verdict", "coverage", "pixels", "best id", "parts", "merged with", "frames", "switches"]
-    worst = sorted(result.instances, key=lambda i: -i.pixels * (100 - (_defined(i.coverage) or 0)))
-    rows = [
-        [
-            *(i.true_id, i.class_name, i.verdict, _defined(i.coverage), i.pixels, i.best_id),
-            *(len(i.parts), len(i.merged_with), i.frames, i.switches),
-        ]
-        for i in worst
-    ]
-    return columns, rows
-
-
-def confusion(result: SceneResult) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Pixels of each class [row] that were given each class [column], over all frames.
-
-    Void in the truth is not counted; void that was predicted is the last class.
-    """
-    counts = result.counts.unpack()
-    classes = result.space().classes
-    names = [c.name for c in classes] + ["void"]
-    column = {c.id: i for i, c in enumerate(classes)}
-    void = len(classes)
-    matrix = np.zeros((void + 1, void + 1), dtype=np.int64)
-    for true, predicted, pixels in zip(counts.true_class, counts.pred_class, counts.pixels, strict=True):
-        if int(true) in column:
-            matrix[column[int(true)], column.get(int(predicted), void)] += pixels
-    return names, matrix
-
-
 def _to_wandb(
     logger: WandbLogger,
     values: Mapping[str, float],
@@ -190,12 +142,7 @@ def _instances_with_pictures(result: SceneResult, run: RunDirectory) -> Any:
 
     columns, rows = instance_table(result)
     folder = run.pictures / "instances"
-    index = folder / "index.json"
-    crops: dict[int, Path] = {}
-    if index.is_file():
-        for instance in json.loads(index.read_text())["instances"]:
-            if "error" in instance["crops"]:
-                crops[instance["true_id"]] = folder / instance["crops"]["error"]
+    crops = {i: folder / kinds["error"] for i, kinds in crops_of(folder).items() if "error" in kinds}
     if crops:
         columns = [*columns, "error"]
         rows = [[*row, wandb.Image(str(crops[row[0]])) if row[0] in crops else None] for row in rows]
@@ -212,31 +159,17 @@ def _to_tensorboard(
         writer.add_scalar(f"final/{name}", value, step)
     if result is not None:
         names, matrix = confusion(result)
-        shown: Table = (["true \\ predicted", *names], [[a, *map(int, matrix[i])] for i, a in enumerate(names[:-1])])
+        shown: Grid = (["true \\ predicted", *names], [[a, *map(int, matrix[i])] for i, a in enumerate(names[:-1])])
         for title, table in (
             ("per class", class_table(result)),
             ("per instance", instance_table(result)),
             ("confusion (pixels)", shown),
         ):
-            writer.add_text(title, _markdown(table), step)
+            writer.add_text(title, markdown_grid(table), step)
     if sheet.is_file():
         with Image.open(sheet) as image:
             writer.add_image("contact sheet", np.asarray(image.convert("RGB")), step, dataformats="HWC")
     writer.flush()
-
-
-def _markdown(table: Table) -> str:
-    columns, rows = table
-    lines = [columns, ["---"] * len(columns), *([_shown(v) for v in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _shown(value: object) -> str:
-    return "–" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _wandb_id(name: str) -> str:

@@ -90,6 +90,7 @@ class RunDirectory:
         self.results = path / "results"
         self.anchors = path / "anchors"
         self.pictures = path / "pictures"
+        self.diagnosis = path / "diagnosis.md"
         self._manifest = path / "manifest.json"
 
     def exists(self) -> bool:
@@ -127,7 +128,8 @@ class RunDirectory:
         logs = (self.path / "wandb", self.path / "tensorboard")
         for path in (self.checkpoint.parent, self.predictions, self.results, self.anchors, self.pictures, *logs):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self._manifest, self.config, self.result, self.path / "metrics.csv", self.path / "table.md"):
+        tables = (self.path / "metrics.csv", self.path / "table.md", self.diagnosis)
+        for path in (self._manifest, self.config, self.result, *tables):
             path.unlink(missing_ok=True)
 
     def earlier(self, seed: int) -> RunDirectory | None:

@@ -1,7 +1,8 @@
-"""Panoptic scores as pure functions of joint pixel counts (numpy, float64, no state)."""
+"""Panoptic scores as pure functions of joint pixel counts, and errors of depth maps (numpy, float64, no state)."""
 
 from panbench.metrics.functional.counts import PairCounts, concatenate, count_pairs
 from panbench.metrics.functional.coverage import CoverageStatistics, coverage_statistics
+from panbench.metrics.functional.depth_errors import DepthErrors, depth_errors
 from panbench.metrics.functional.diagnosis import InstanceDiagnosis, diagnose
 from panbench.metrics.functional.panoptic_quality import ClassAverage, PanopticStatistics, panoptic_statistics
 from panbench.metrics.functional.segments import SegmentRule, Segments, build_segments
@@ -10,6 +11,7 @@ from panbench.metrics.functional.semantic_quality import SemanticRule, SemanticS
 __all__ = [
     "ClassAverage",
     "CoverageStatistics",
+    "DepthErrors",
     "InstanceDiagnosis",
     "PairCounts",
     "PanopticStatistics",
@@ -21,6 +23,7 @@ __all__ = [
     "concatenate",
     "count_pairs",
     "coverage_statistics",
+    "depth_errors",
     "diagnose",
     "panoptic_statistics",
     "semantic_statistics",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,9 @@ def blend(
     kind: Kind,
     detached: int = 0,
     near: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    distort: bool = False,
+    absolute: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Blend features, front to back, over a background of zero.
 
     A Gaussian's alpha is min(0.99, opacity · G); it is skipped below 1/255, and a pixel stops, without blending it, at
@@ -88,6 +92,8 @@ def blend(
         kind: "ellipsoid" or "disc".
         detached: the last so many channels send no gradient into ``geometry``.
         near: smallest depth of a hit on a disc, metres; unused for ellipsoids.
+        distort: give the distortion.
+        absolute: [M, 2]; gets as its gradient what the pixels send to the means of ellipsoids, each in absolute value.
 
     Returns:
         image [H, W, C], the weighted sum of features.
@@ -95,6 +101,7 @@ def blend(
         depth [H, W], the weighted sum of hit depths, metres (not divided by alpha).
         median [H, W], the depth of the last blended hit that found more than half of the light left, 0 where there is
             none; its gradient goes to that hit alone.
+        distortion [H, W], the sum over pairs j < i of w_i w_j (1/d_i - 1/d_j)^2, 1/m^2; None unless asked for.
     """
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     sizes = tile_offsets.diff().tolist()
@@ -102,10 +109,12 @@ def blend(
     steps = torch.arange(TILE, dtype=geometry.dtype, device=geometry.device) + 0.5
     pixels = torch.stack([steps.repeat(TILE), steps.repeat_interleave(TILE)], dim=-1)
     tiles = []
-    for tile, (local, values) in enumerate(zip(geometry[rows].split(sizes), features[rows].split(sizes), strict=True)):
+    watched = geometry[:, :0] if absolute is None else absolute
+    candidates = zip(*(t[rows].split(sizes) for t in (geometry, features, watched)), strict=True)
+    for tile, (local, values, watch) in enumerate(candidates):
         corner = pixels.new_tensor([tile % tiles_x * TILE, tile // tiles_x * TILE])
-        tiles.append(_blend_tile(local, values, corner, pixels, kind, detached, near))
-    image, alpha, depth, median = (
+        tiles.append(_blend_tile(local, values, corner, pixels, kind, detached, near, distort, watch))
+    image, alpha, depth, median, *distortion = (
         torch.stack(maps)
         .unflatten(1, (TILE, TILE))
         .unflatten(0, (tiles_y, tiles_x))
@@ -114,14 +123,27 @@ def blend(
         .flatten(0, 1)[:height, :width]
         for maps in zip(*tiles, strict=True)
     )
-    return image, alpha, depth, median
+    return image, alpha, depth, median, distortion[0] if distort else None
 
 
 def _blend_tile(
-    geometry: Tensor, features: Tensor, corner: Tensor, pixels: Tensor, kind: Kind, detached: int, near: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image [P, C], alpha, depth and median [P] of the pixels [P, 2] of a tile, given relative to its corner."""
-    alphas, depths = _hits(geometry, corner, pixels, kind, near)
+    geometry: Tensor,
+    features: Tensor,
+    corner: Tensor,
+    pixels: Tensor,
+    kind: Kind,
+    detached: int,
+    near: float,
+    distort: bool,
+    watch: Tensor,
+) -> tuple[Tensor, ...]:
+    """Image [P, C], alpha, depth, median and, if asked for, distortion [P] of the pixels [P, 2] of a tile.
+
+    Args:
+        pixels: centres relative to the tile's corner.
+        watch: [M, 2], which gets the absolute gradients of the means, or [M, 0].
+    """
+    alphas, depths = _hits(geometry, corner, pixels, kind, near, watch)
     # The product only falls, so the first Gaussian that reaches the limit and all behind it are the ones below it.
     blended = ((1 - alphas.detach()).cumprod(-1) > TRANSMITTANCE_MIN) & (alphas > 0)
     alphas = torch.where(blended, alphas, 0)
@@ -135,24 +157,57 @@ def _blend_tile(
     nearer = columns * (blended & (transmittance[:, :-1] > 0.5))
     last = torch.cat([torch.zeros_like(ones, dtype=nearer.dtype), nearer], dim=-1).amax(-1, keepdim=True)
     median = torch.cat([torch.zeros_like(ones), depths], dim=-1).gather(-1, last)[:, 0]
-    return image, 1 - transmittance[:, -1], (weights * depths).sum(-1), median
+    maps = (image, 1 - transmittance[:, -1], (weights * depths).sum(-1), median)
+    return (*maps, _distortion(weights, depths, blended)) if distort else maps
 
 
-def _hits(geometry: Tensor, corner: Tensor, pixels: Tensor, kind: Kind, near: float) -> tuple[Tensor, Tensor]:
+def _distortion(weights: Tensor, depths: Tensor, blended: Tensor) -> Tensor:
+    """Σ_{j<i} w_i w_j (1/d_i − 1/d_j)² [P] of weights and depths [P, M]: Σ w Σ w q² − (Σ w q)² with q = 1/d − c, any c.
+
+    c is 1/d of the pixel's first hit, so that float32 need not subtract large numbers; as nothing depends on it, it is
+    a constant to the gradient.
+    """
+    if not depths.shape[1]:
+        return depths.sum(-1)
+    first = torch.where(blended.any(-1, keepdim=True), depths.gather(-1, blended.int().argmax(-1, keepdim=True)), 1)
+    first = first.detach()
+    depths = torch.where(blended, depths, first)
+    q = (first - depths) / (first * depths)
+    return weights.sum(-1) * (weights * q * q).sum(-1) - (weights * q).sum(-1).square()
+
+
+class _Watched(torch.autograd.Function):
+    """Hands values [P, M, 2] through; to the rows [M, 2] goes the sum over P of the absolute gradients of these."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0].abs().sum(0)
+
+
+def _hits(
+    geometry: Tensor, corner: Tensor, pixels: Tensor, kind: Kind, near: float, watch: Tensor
+) -> tuple[Tensor, Tensor]:
     """Alphas [P, M], 0 where skipped, and depths [P, M] of the Gaussians at the pixels."""
     if kind == "disc":
         distance2, depths, hit = _disc_hits(geometry, corner, pixels, near)
         opacity = geometry[:, 11]
     else:
-        distance2, depths, hit = _ellipsoid_hits(geometry, corner, pixels)
+        distance2, depths, hit = _ellipsoid_hits(geometry, corner, pixels, watch)
         opacity = geometry[:, 5]
     # clamp passes no gradient above the limit.
     alphas = (opacity * torch.exp(-0.5 * distance2)).clamp(max=ALPHA_MAX)
     return torch.where(hit & (alphas >= ALPHA_MIN), alphas, 0), depths
 
 
-def _ellipsoid_hits(geometry: Tensor, corner: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dy = ((geometry[:, :2] - corner) - pixels[:, None]).unbind(-1)
+def _ellipsoid_hits(geometry: Tensor, corner: Tensor, pixels: Tensor, watch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    offsets = (geometry[:, :2] - corner) - pixels[:, None]
+    if watch.shape[1]:
+        offsets: Tensor = _Watched.apply(offsets, watch)  # pyright: ignore[reportAssignmentType]
+    dx, dy = offsets.unbind(-1)
     a, b, c = geometry[:, 2:5].unbind(-1)
     distance2 = a * dx * dx + 2 * b * dx * dy + c * dy * dy
     hit = distance2 >= 0  # negative only where rounding has spoilt the conic
