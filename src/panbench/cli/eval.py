@@ -132,11 +132,16 @@ def _kept(path: Path | None) -> tuple[dict[str, float], dict[str, float], Origin
 
 
 def _open_truth(folder: Path, split: Path | None) -> Scene:
-    from panbench.data.scannet_reader import open_scene
+    from panbench.data import scannet_reader, scannetpp_reader
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give the scene folder as --truth SCENE")
-    scene = open_scene(folder.resolve(), masks=None, split_file=split, cache_bytes=0)
+    if (folder / "dslr").is_dir():
+        if split is not None:
+            raise UserError(f"--split {split}: a ScanNet++ scene has its own split: leave --split out")
+        scene = scannetpp_reader.open_scene(folder.resolve(), masks=None, cache_bytes=0)
+    else:
+        scene = scannet_reader.open_scene(folder.resolve(), masks=None, split_file=split, cache_bytes=0)
     if not scene.test:
         raise UserError(f"{folder}: has no test frames: give a split file as --split FILE")
     return scene

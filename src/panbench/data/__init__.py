@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from panbench.data.base import SceneDataModule
     from panbench.data.scannet import ScanNetDataModule
+    from panbench.data.scannetpp import ScanNetPPDataModule
 
-__all__ = ["ScanNetDataModule", "SceneDataModule"]
+__all__ = ["ScanNetDataModule", "ScanNetPPDataModule", "SceneDataModule"]
 
-_HOMES = {"SceneDataModule": "panbench.data.base", "ScanNetDataModule": "panbench.data.scannet"}
+_HOMES = {
+    "SceneDataModule": "panbench.data.base",
+    "ScanNetDataModule": "panbench.data.scannet",
+    "ScanNetPPDataModule": "panbench.data.scannetpp",
+}
 
 
 def __getattr__(name: str) -> object:

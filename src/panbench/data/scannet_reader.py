@@ -42,6 +42,7 @@ _NOISE_SEED = 0x6E6F697365  # the noise is part of the data: it does not follow 
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 MILLIMETRES = 1000.0
 _D = TypeVar("_D", np.uint16, np.float32)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -136,27 +137,27 @@ class ScanNetSource:
         depth [m] beyond which a measurement counts as none; bytes the cache may take; true depth of the test frames, of
         the size and the intrinsics of the depth files.
         """
-        self._files = list(files)
+        self.files = list(files)
         self._stored = color
         self._output = color.resized(*size)
         self._depth = depth
         self._labels = labels
-        self._is_thing = labels.is_thing()
-        self._max_depth_mm = min(max_depth * MILLIMETRES, 65534.0)  # 65535 marks "no measurement" in some exports
+        self.is_thing = labels.is_thing()
+        self.max_depth_mm = min(max_depth * MILLIMETRES, 65534.0)  # 65535 marks "no measurement" in some exports
         self._true_depth = true_depth
         self._cache: ByteBudgetCache[int, CompactFrame] = ByteBudgetCache(cache_bytes)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def name(self, index: int) -> str:
         """File stem of the frame's colour image."""
-        return self._files[index].name
+        return self.files[index].name
 
     def camera(self, index: int) -> Camera:
         """Pose and intrinsics at the output size; decodes nothing."""
         k = self._output
-        return Camera(k.width, k.height, k.fx, k.fy, k.cx, k.cy, self._files[index].world_to_camera)
+        return Camera(k.width, k.height, k.fx, k.fy, k.cx, k.cy, self.files[index].world_to_camera)
 
     def load(self, index: int) -> Frame:
         """The frame at the output size.
@@ -164,7 +165,7 @@ class ScanNetSource:
         Raises:
             UserError: one of its files is damaged or does not fit the scene; names the file.
         """
-        held = self._cache.get(index, self._decode)
+        held = self._cache.get(index, self.decode)
         depth = None if held.depth_mm is None else torch.from_numpy(held.depth_mm.astype(np.float32) / MILLIMETRES)
         return Frame(
             name=self.name(index),
@@ -177,31 +178,35 @@ class ScanNetSource:
             true_depth=self._load_true_depth(self.name(index)),
         )
 
-    def _decode(self, index: int) -> CompactFrame:
-        files = self._files[index]
-        size = (self._output.width, self._output.height)
+    def decode(self, index: int) -> CompactFrame:
+        """Read what the cache will hold of a frame; raises as :meth:`load` does."""
+        files = self.files[index]
+        return CompactFrame(
+            color=self.read_color(files),
+            depth_mm=None if files.depth is None else self._read_depth(files, files.depth),
+            masks=self.read_masks(files),
+            truth=self._read_truth(files),
+        )
+
+    def read_color(self, files: FrameFiles) -> NDArray[np.uint8]:
+        """Colour image at the output size."""
         stored = size_of_image(files.color)
         if stored != (self._stored.width, self._stored.height):
             raise UserError(
                 f"{files.color}: is {stored[0]}x{stored[1]}, the scene's first image is "
                 f"{self._stored.width}x{self._stored.height}: all colour images of a scene must have one size"
             )
-        return CompactFrame(
-            color=read_color(files.color, size),
-            depth_mm=None if files.depth is None else self._read_depth(files, files.depth),
-            masks=self._read_masks(files),
-            truth=self._read_truth(files),
-        )
+        return read_color(files.color, (self._output.width, self._output.height))
 
     def _read_depth(self, files: FrameFiles, path: Path) -> NDArray[np.uint16]:
         """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""
         raw = read_integers(path)
         if raw.dtype == np.uint8:
             raise UserError(f"{path}: is an 8-bit image; depth must be 16-bit PNG in millimetres: export it again")
-        measured = np.where(raw <= self._max_depth_mm, raw, 0)
+        measured = np.where(raw <= self.max_depth_mm, raw, 0)
         if files.depth_noise > 0:
-            noisy = _noisy(measured, files.depth_noise, files.number)
-            measured = np.where(noisy <= self._max_depth_mm, noisy, 0)
+            noisy = add_depth_noise(measured, files.depth_noise, files.number)
+            measured = np.where(noisy <= self.max_depth_mm, noisy, 0)
         return self._looked_up(measured.astype(np.uint16), path)
 
     def _load_true_depth(self, name: str) -> Tensor | None:
@@ -232,7 +237,8 @@ class ScanNetSource:
         semantic = self._labels.map_raw(np.asarray(read_integers(files.label)))
         return self._compact(semantic, read_integers(files.instance), None, files.instance)
 
-    def _read_masks(self, files: FrameFiles) -> CompactMap | None:
+    def read_masks(self, files: FrameFiles) -> CompactMap | None:
+        """Pseudo-masks at the output size; None where the frame has none."""
         if files.mask_semantic is None or files.mask_instance is None:
             return None
         semantic = read_integers(files.mask_semantic)
@@ -259,11 +265,11 @@ class ScanNetSource:
         if semantic.shape != instance.shape or (score is not None and score.shape != semantic.shape):
             raise UserError(f"{path}: differs in size from the class and score images of its frame: export all again")
         # An instance id may lie under a stuff mask that won the pixel later: stuff has no instances.
-        instance = np.where(self._is_thing[semantic], instance, 0)
+        instance = np.where(self.is_thing[semantic], instance, 0)
         size = (self._output.width, self._output.height)
         return CompactMap(
-            _smallest(resize_nearest(semantic, *size)),
-            _smallest(resize_nearest(instance, *size)),
+            smallest_ids(resize_nearest(semantic, *size)),
+            smallest_ids(resize_nearest(instance, *size)),
             None if score is None else np.ascontiguousarray(resize_nearest(score, *size), dtype=np.uint8),
         )
 
@@ -313,8 +319,8 @@ def open_scene(
         )
     if (views is not None and views < 1) or not 0 <= depth_noise < math.inf:
         raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
-    labels = _read_labels(folder, label_space)
-    mask_folder = _find_masks(folder, masks)
+    labels = read_labels(folder, label_space)
+    mask_folder = find_masks(folder, masks)
     files, lost, total = _join(folder, mask_folder)
     color, depth = _read_intrinsics(folder, files[0])
     size = image_size or (color.width, color.height)
@@ -327,7 +333,7 @@ def open_scene(
         kept = kept[::stride]
         test = [i for n, i in enumerate(kept) if test_every and n % test_every == 0]
         train = [i for i in kept if i not in set(test)]
-    train = _evenly(train, views, folder)
+    train = evenly(train, views, folder)
     _check_labelled(files, train, test, folder, mask_folder)
     if depth_noise > 0:
         if depth is None:
@@ -353,12 +359,13 @@ def open_scene(
         train=tuple(place[i] for i in train),
         test=tuple(place[i] for i in test),
         labels=labels,
-        mask_hash=_hash_masks([files[i] for i in train]) if mask_folder else "",
-        data_hash=_hash_names_and_sizes(folder),
+        mask_hash=hash_masks([files[i] for i in train]) if mask_folder else "",
+        data_hash=hash_names_and_sizes(folder),
     )
 
 
-def _read_labels(folder: Path, label_space: Path | None) -> LabelSpace:
+def read_labels(folder: Path, label_space: Path | None) -> LabelSpace:
+    """The label space of a scene: ``classes.json`` there, or the given one; named as the scene."""
     path = label_space or folder / "classes.json"
     if not path.is_file():
         raise UserError(
@@ -375,7 +382,8 @@ def _read_labels(folder: Path, label_space: Path | None) -> LabelSpace:
     return replace(labels, name=folder.name)
 
 
-def _find_masks(folder: Path, masks: str | None) -> Path | None:
+def find_masks(folder: Path, masks: str | None) -> Path | None:
+    """The folder of a mask set, given by NAME (``masks_NAME`` in the scene) or path; None for none."""
     if masks is None or masks in ("", "none"):
         return None
     # A name first: a folder that happens to be called "medium" in the working directory must not win.
@@ -566,7 +574,7 @@ def _read_split(path: Path, files: Sequence[FrameFiles], lost: set[int]) -> tupl
     return train, test
 
 
-def _evenly(train: list[int], views: int | None, folder: Path) -> list[int]:
+def evenly(train: list[_T], views: int | None, folder: Path) -> list[_T]:
     """``views`` of the training frames: the middle ones of as many equal parts of the path."""
     if views is None or not train:
         return train
@@ -597,7 +605,7 @@ def _check_labelled(
         )
 
 
-def _hash_masks(files: Sequence[FrameFiles]) -> str:
+def hash_masks(files: Sequence[FrameFiles]) -> str:
     """sha256 over the names and contents of the pseudo-mask files of these frames."""
     digest = hashlib.sha256()
     for frame in files:
@@ -608,7 +616,7 @@ def _hash_masks(files: Sequence[FrameFiles]) -> str:
     return digest.hexdigest()
 
 
-def _hash_names_and_sizes(folder: Path) -> str:
+def hash_names_and_sizes(folder: Path) -> str:
     """sha256 over the names and sizes of the scene's files, pseudo-masks left out."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -618,7 +626,7 @@ def _hash_names_and_sizes(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _noisy(raw: NDArray[np.integer], deviation: float, number: int) -> NDArray[np.float64]:
+def add_depth_noise(raw: NDArray[np.integer], deviation: float, number: int) -> NDArray[np.float64]:
     """Depth in whole mm with noise of ``deviation`` · z² metres; the same each time for a frame. 0 stays 0.
 
     With z in mm that is deviation · z² / 1000 mm.
@@ -629,6 +637,6 @@ def _noisy(raw: NDArray[np.integer], deviation: float, number: int) -> NDArray[n
     return np.where(raw > 0, np.maximum(moved, 0), 0)
 
 
-def _smallest(ids: NDArray[np.generic]) -> NDArray[np.uint8 | np.uint16]:
+def smallest_ids(ids: NDArray[np.generic]) -> NDArray[np.uint8 | np.uint16]:
     """The same ids in one byte where they fit, else in two."""
     return np.ascontiguousarray(ids, dtype=np.uint8 if int(ids.max(initial=0)) < 256 else np.uint16)

@@ -1,0 +1,123 @@
+"""ScanNet++ scenes for the trainer; without a root, a built-in room in the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from panbench.data.base import SceneDataModule
+from panbench.data.scannet import built_in_room
+from panbench.data.scannetpp_reader import open_scene
+from panbench.errors import UserError
+from panbench.scene import Scene
+
+
+class ScanNetPPDataModule(SceneDataModule):
+    """The undistorted DSLR images of one ScanNet++ scene (:mod:`panbench.data.scannetpp_reader`)."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        scene: str | None = None,
+        masks: str | None = "medium",
+        image_size: tuple[int, int] | None = None,
+        stride: int = 1,
+        views: int | None = None,
+        include_bad: bool = False,
+        label_space: str | None = None,
+        cache_mb: int = 2048,
+        room_size: Literal["tiny", "small", "full"] = "small",
+        room_seed: int = 0,
+        max_depth: float = 8.0,
+        depth_noise: float = 0.0,
+        order_seed: int | None = None,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            root: folder of the data set (with ``data/`` in it), of scenes, or one scene's folder. None: a synthetic
+                room, made once and kept in the cache folder (``PANBENCH_CACHE``, else ``~/.cache/panbench``).
+            scene: name of the scene under root; may be left out where root has only one.
+            masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
+            image_size: (width, height) to work at; None: that of the images (1752 x 1168 as released).
+            stride: keep every stride-th training frame.
+            views: keep so many training frames, evenly spread over their names; None: all.
+            include_bad: keep training frames that ScanNet++ marks as bad.
+            label_space: a ``classes.json`` elsewhere than in the scene.
+            cache_mb: memory for decoded frames, MiB; frames beyond it are decoded each time.
+            room_size: size of the built-in room.
+            room_seed: which built-in room.
+            max_depth: metres; surfaces beyond have no depth.
+            depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
+            order_seed: seed of the frame order; None: that of ``seed_everything``.
+        """
+        super().__init__(order_seed)
+        self.root = root
+        self.scene_name = scene
+        self.masks = masks
+        self.image_size = image_size
+        self.stride = stride
+        self.views = views
+        self.include_bad = include_bad
+        self.label_space = label_space
+        self.cache_mb = cache_mb
+        self.room_size: Literal["tiny", "small", "full"] = room_size
+        self.room_seed = room_seed
+        self.max_depth = max_depth
+        self.depth_noise = depth_noise
+
+    def open_scene(self) -> Scene:
+        """Find the folder (or make the room) and open it."""
+        if self.root is None:
+            if self.scene_name is not None:
+                raise UserError(
+                    f"data.scene is {self.scene_name}, data.root is not given: set it to the folder of scenes"
+                )
+            folder = _built_in(self.room_size, self.room_seed)
+        else:
+            folder = find_scene(Path(self.root).expanduser(), self.scene_name)
+        return open_scene(
+            folder,
+            masks=self.masks,
+            image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
+            stride=self.stride,
+            label_space=None if self.label_space is None else Path(self.label_space).expanduser(),
+            include_bad=self.include_bad,
+            cache_bytes=self.cache_mb << 20,
+            max_depth=self.max_depth,
+            views=self.views,
+            depth_noise=self.depth_noise,
+        )
+
+
+def find_scene(root: Path, scene: str | None) -> Path:
+    """The scene's folder: ``root/data/scene``, ``root/scene``, root itself, or the only scene there.
+
+    Raises:
+        UserError: there is none, or there are several and no name is given.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder: correct data.root")
+    if scene is None and (root / "dslr").is_dir():
+        return root.resolve()  # the folder's name is the scene's name, also for "."
+    if (root / "data").is_dir():
+        root = root / "data"
+    known = sorted(p.name for p in root.iterdir() if (p / "dslr").is_dir())
+    if scene is None and len(known) == 1:
+        scene = known[0]
+    if scene is None or scene not in known:
+        wanted = "give data.scene" if scene is None else f"{scene} is not there"
+        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else "none with a dslr/ folder"
+        raise UserError(f"{root}: {wanted}; scenes: {shown}")
+    return root / scene
+
+
+def _built_in(size: Literal["tiny", "small", "full"], seed: int) -> Path:
+    """Folder of a built-in room in ScanNet++'s files, written once beside the room in ScanNet's."""
+    # Only who has no data needs the writer.
+    from panbench.data.scannetpp_export import scene_name, write_scannetpp
+
+    room = built_in_room(size, seed)
+    out = room.parent / "scannetpp"
+    folder = out / scene_name(room)
+    return folder if folder.is_dir() else write_scannetpp(room, out)

@@ -1,0 +1,460 @@
+"""Reads the DSLR part of one ScanNet++ scene, undistorted.
+
+::
+
+    <scene>/dslr/nerfstudio/transforms_undistorted.json      intrinsics (PINHOLE), frames, test_frames, is_bad
+            dslr/colmap/images.txt                           poses in the world of the mesh
+            dslr/train_test_lists.json                       the split; without it frames and test_frames
+            dslr/undistorted_images/NAME.JPG                 or resized_undistorted_images, as in the release
+            dslr/undistorted_anon_masks/NAME.png             or resized_undistorted_masks: 255 where nothing is hidden
+            scans/mesh_aligned_0.05.ply                      depth, and the ground truth's shape
+            scans/segments.json segments_anno.json           the ground truth's labels, optional
+            masks_<name>/{semantic_image,instance_image,score}/NAME.png          optional: pseudo-masks
+            classes.json  synthetic.json                     label space, mark
+
+There are no depth or label images of DSLR views: both are cast from the mesh, at the centres of the pixels that are
+worked with. A triangle has the labels of its first vertex. Where annotated objects overlap, a vertex belongs to the
+smallest.
+Hidden pixels have no depth and no labels; their colours stay in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from panbench.data.images import image_size as size_of_image
+from panbench.data.images import read_integers, resize_nearest
+from panbench.data.mesh import MeshCaster, read_mesh
+from panbench.data.scannet_reader import (
+    MILLIMETRES,
+    CompactFrame,
+    CompactMap,
+    FrameFiles,
+    Pinhole,
+    ScanNetSource,
+    add_depth_noise,
+    evenly,
+    find_masks,
+    hash_masks,
+    hash_names_and_sizes,
+    read_labels,
+    smallest_ids,
+)
+from panbench.errors import UserError
+from panbench.scene import LabelSpace, Scene
+
+log = logging.getLogger(__name__)
+
+IMAGE_FOLDERS = ("undistorted_images", "resized_undistorted_images")
+HIDDEN_FOLDERS = ("undistorted_anon_masks", "resized_undistorted_masks")
+_POSE_TOLERANCE = 0.01  # metres and parts of 1, between the poses of the two files
+
+
+@dataclass(frozen=True, eq=False)
+class VertexLabels:
+    """Class id and object id of every vertex of the mesh [V]; 0: none."""
+
+    semantic: NDArray[np.int32]
+    instance: NDArray[np.int32]
+
+
+class ScanNetPPSource(ScanNetSource):
+    """Frames of one scene; depth and ground truth are cast from the mesh when a frame is decoded."""
+
+    def __init__(
+        self,
+        files: Sequence[FrameFiles],
+        hidden: Sequence[Path | None],
+        color: Pinhole,
+        size: tuple[int, int],
+        labels: LabelSpace,
+        max_depth: float,
+        cache_bytes: int,
+        caster: MeshCaster,
+        vertices: VertexLabels | None,
+    ) -> None:
+        """Args: the frames, and of each the image of what is hidden; intrinsics of the colour files; output (width,
+        height); label space; depth [m] beyond which a surface counts as none; bytes the cache may take; the mesh; its
+        labels, if any.
+        """
+        super().__init__(files, color, None, size, labels, max_depth, cache_bytes)
+        self._hidden = list(hidden)
+        self._caster = caster
+        self._vertices = vertices
+
+    def decode(self, index: int) -> CompactFrame:
+        files = self.files[index]
+        camera = self.camera(index)
+        depth, vertex = self._caster.view(camera)
+        shown = np.ones(depth.shape, dtype=bool)
+        path = self._hidden[index]
+        if path is not None:
+            shown = resize_nearest(read_integers(path), camera.width, camera.height) == 255
+        masks = self.read_masks(files)
+        if masks is not None:
+            masks = replace(masks, semantic=masks.semantic * shown, instance=masks.instance * shown)
+        millimetres = np.round(depth * MILLIMETRES)
+        if files.depth_noise > 0:
+            millimetres = add_depth_noise(millimetres.astype(np.int64), files.depth_noise, files.number)
+        truth = None
+        if self._vertices is not None:
+            seen = shown & (vertex >= 0)
+            semantic = np.where(seen, self._vertices.semantic[vertex], 0)
+            instance = np.where(seen & self.is_thing[semantic], self._vertices.instance[vertex], 0)
+            truth = CompactMap(smallest_ids(semantic), smallest_ids(instance))
+        return CompactFrame(
+            color=self.read_color(files),
+            depth_mm=np.where(shown & (millimetres <= self.max_depth_mm), millimetres, 0).astype(np.uint16),
+            masks=masks,
+            truth=truth,
+        )
+
+
+def open_scene(
+    folder: Path,
+    *,
+    masks: str | None = "medium",
+    image_size: tuple[int, int] | None = None,
+    stride: int = 1,
+    label_space: Path | None = None,
+    include_bad: bool = False,
+    cache_bytes: int = 2 << 30,
+    max_depth: float = 8.0,
+    views: int | None = None,
+    depth_noise: float = 0.0,
+) -> Scene:
+    """Open a scene folder; the mesh is read now, images when they are asked for.
+
+    Poses are those of COLMAP, which lie in the world of the mesh; without its files, those of the transforms, moved
+    there. Both must agree where both are. Training frames marked as bad are left out, and so are frames whose pose is
+    not finite; both are reported.
+
+    Args:
+        folder: the scene's folder.
+        masks: pseudo-masks: NAME for the folder ``masks_NAME`` in the scene, or a path; None or "none" for none.
+        image_size: (width, height) of all maps; None keeps the images' size.
+        stride: keep every stride-th training frame.
+        label_space: a ``classes.json`` elsewhere. Its classes list the raw ``labels`` of the annotation that belong to
+            them; without, a class takes its name and its prompts.
+        include_bad: keep training frames that are marked as bad.
+        cache_bytes: budget of the cache of decoded frames.
+        max_depth: metres; surfaces beyond count as none.
+        views: number of training frames, evenly spread over those that are left; None: all.
+        depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
+
+    Raises:
+        UserError: something is missing, damaged or contradictory; names the file and the remedy.
+    """
+    if stride < 1 or max_depth <= 0 or (image_size is not None and min(image_size) < 1):
+        raise UserError(
+            f"data: stride {stride} must be at least 1, max_depth {max_depth} and image_size {image_size} positive"
+        )
+    if (views is not None and views < 1) or not 0 <= depth_noise < float("inf"):
+        raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
+    labels = read_labels(folder, label_space)
+    mask_folder = find_masks(folder, masks)
+    transforms = _read_transforms(folder)
+    poses = _read_poses(folder, transforms)
+    train, test = _read_split(folder, transforms, poses, include_bad)
+    train = evenly(train[::stride], views, folder)
+    if not train:
+        raise UserError(f"{folder}: no training frames are left: check its lists, data.stride and data.include_bad")
+    names = sorted({*train, *test})
+    place = {name: index for index, name in enumerate(names)}
+    images, hidden = _find_images(folder, names)
+    noise = set(train) if depth_noise > 0 else set[str]()
+    files = [
+        _frame_files(number, name, poses[name], images[name], mask_folder, depth_noise if name in noise else 0.0)
+        for number, name in enumerate(names)
+    ]
+    bare = [files[place[name]] for name in train if files[place[name]].mask_semantic is None]
+    if mask_folder and bare:
+        raise UserError(
+            f"{mask_folder / 'semantic_image'}: has no mask of training frame {bare[0].name} ({len(bare)} such "
+            "frames): make the masks of all training frames"
+        )
+    color = _pinhole(folder, transforms, images[names[0]])
+    size = image_size or (color.width, color.height)
+    vertices, faces = read_mesh(folder / "scans" / "mesh_aligned_0.05.ply")
+    truth = _read_annotation(folder / "scans", len(vertices), _raw_labels(folder, label_space, labels))
+    log.info(
+        "%s: %d train, %d test, %dx%d, mesh of %d triangles, %s, masks %s",
+        folder.name, len(train), len(test), *size, len(faces), "ground truth" if truth else "no ground truth",
+        mask_folder.name if mask_folder else "none",
+    )  # fmt: skip
+    source = ScanNetPPSource(
+        files, [hidden.get(n) for n in names], color, size, labels, max_depth, cache_bytes, MeshCaster(vertices, faces),
+        truth,
+    )  # fmt: skip
+    return Scene(
+        dataset="scannetpp",
+        name=folder.name,
+        synthetic=(folder / "synthetic.json").is_file(),
+        source=source,
+        train=tuple(place[name] for name in train),
+        test=tuple(place[name] for name in test),
+        labels=labels,
+        mask_hash=hash_masks([files[place[name]] for name in train]) if mask_folder else "",
+        data_hash=hash_names_and_sizes(folder),
+    )
+
+
+def to_mesh_world(nerfstudio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Camera to world, OpenCV axes and the mesh's world [4, 4], of a matrix of the transforms files.
+
+    They hold instant-ngp's form: OpenGL camera axes, the first two world axes swapped, the third reversed.
+    """
+    out = nerfstudio.copy()
+    out[2] *= -1
+    out = out[[1, 0, 2, 3]]
+    out[:3, 1:3] *= -1
+    return out
+
+
+def _read_json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file: {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no JSON file ({error}): {remedy}") from error
+
+
+def _read_transforms(folder: Path) -> Mapping[str, Any]:
+    path = folder / "dslr" / "nerfstudio" / "transforms_undistorted.json"
+    if not path.is_file() and (path.parent / "transforms.json").is_file():
+        raise UserError(
+            f"{path}: no such file, only the fisheye images are there: undistort them with the ScanNet++ toolbox "
+            "(python -m dslr.undistort dslr/configs/undistort.yml)"
+        )
+    data = _read_json(path, "check data.root and data.scene, or download the scene's dslr folder again")
+    if not isinstance(data, Mapping) or not isinstance(data.get("frames"), list):
+        raise UserError(f"{path}: has no list of frames: write or download it again")
+    if data.get("camera_model") != "PINHOLE":
+        raise UserError(
+            f"{path}: camera_model is {data.get('camera_model')}, not PINHOLE: undistort the images with the ScanNet++ "
+            "toolbox (python -m dslr.undistort dslr/configs/undistort.yml)"
+        )
+    for frame in [*data["frames"], *data.get("test_frames", [])]:
+        if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
+            raise UserError(f"{path}: has a frame without file_path: write or download it again")
+    return data
+
+
+def _read_poses(folder: Path, transforms: Mapping[str, Any]) -> dict[str, NDArray[np.float64] | None]:
+    """Camera to world by file name; None where a pose is not finite."""
+    path = folder / "dslr" / "nerfstudio" / "transforms_undistorted.json"
+    poses: dict[str, NDArray[np.float64] | None] = {}
+    for frame in [*transforms["frames"], *transforms.get("test_frames", [])]:
+        try:
+            matrix = np.array(frame["transform_matrix"], dtype=np.float64).reshape(4, 4)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: frame {frame['file_path']} has no 4x4 transform_matrix: write or download it again"
+            ) from error
+        pose = to_mesh_world(matrix) if np.isfinite(matrix).all() else None
+        poses[frame["file_path"]] = None if pose is None else _rigid(pose, path, frame["file_path"])
+    images = folder / "dslr" / "colmap" / "images.txt"
+    if not images.is_file():
+        return poses
+    colmap = _read_colmap(images)
+    for name, pose in poses.items():
+        other = colmap.get(name)
+        if other is None:
+            if pose is not None:
+                raise UserError(f"{images}: has no image {name}, which {path.name} lists: download both again")
+            continue
+        if pose is not None and np.abs(pose - other).max() > _POSE_TOLERANCE:
+            raise UserError(
+                f"{images}: its pose of {name} is not that of {path.name} (they differ by "
+                f"{np.abs(pose - other).max():.3g}): the files are of different reconstructions, download both again"
+            )
+        poses[name] = other
+    return poses
+
+
+def _read_colmap(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Camera to world by file name. Every image has two lines; the second, its points, may be empty."""
+    try:
+        lines = [line for line in path.read_text().split("\n") if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no text file ({error}): download it again") from error
+    poses: dict[str, NDArray[np.float64]] = {}
+    for line in lines[::2]:
+        words = line.split()
+        if not words:
+            continue
+        try:
+            values = np.array(words[1:8], dtype=np.float64)
+            name = words[9]
+            if not np.isfinite(values).all():
+                continue
+            rotation = Rotation.from_quat(values[:4], scalar_first=True).as_matrix()
+        except (ValueError, IndexError) as error:
+            raise UserError(
+                f"{path}: {line[:60]!r} is not IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME: download it again"
+            ) from error
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = rotation.T, -rotation.T @ values[4:]
+        poses[name] = pose
+    return poses
+
+
+def _rigid(pose: NDArray[np.float64], path: Path, name: str) -> NDArray[np.float64]:
+    u, _, vt = np.linalg.svd(pose[:3, :3])
+    nearest = u @ vt
+    if np.abs(nearest - pose[:3, :3]).max() > 0.01 or np.linalg.det(nearest) < 0:
+        raise UserError(f"{path}: the 3x3 part of frame {name} is no rotation: write or download it again")
+    return np.block([[nearest, pose[:3, 3:]], [np.zeros((1, 3)), np.ones((1, 1))]])
+
+
+def _read_split(
+    folder: Path,
+    transforms: Mapping[str, Any],
+    poses: Mapping[str, NDArray[np.float64] | None],
+    include_bad: bool,
+) -> tuple[list[str], list[str]]:
+    """File names of the training and test frames that have a pose, in order."""
+    path = folder / "dslr" / "train_test_lists.json"
+    if path.is_file():
+        data = _read_json(path, "download it again")
+        try:
+            lists = {part: [str(name) for name in data[part]] for part in ("train", "test")}
+        except (KeyError, TypeError) as error:
+            raise UserError(f'{path}: is not {{"train": [...], "test": [...]}}: download it again') from error
+    else:
+        lists = {
+            part: [f["file_path"] for f in transforms.get(key, [])]
+            for part, key in (("train", "frames"), ("test", "test_frames"))
+        }
+    for name in (*lists["train"], *lists["test"]):
+        if name not in poses:
+            raise UserError(f"{path}: names {name}, which transforms_undistorted.json does not: download both again")
+    both = sorted(set(lists["train"]) & set(lists["test"]))
+    if both:
+        raise UserError(f"{path}: {both[0]} is both train and test ({len(both)} such frames): download it again")
+    bad = {f["file_path"] for f in transforms["frames"] if f.get("is_bad")} if not include_bad else set[str]()
+    lost = [name for part in lists.values() for name in part if poses[name] is None]
+    if lost or bad:
+        log.info("%s: left out: %d frames marked as bad, %d without a pose", folder.name, len(bad), len(lost))
+    train = sorted(name for name in lists["train"] if name not in bad and poses[name] is not None)
+    return train, sorted(name for name in lists["test"] if poses[name] is not None)
+
+
+def _find_images(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The colour image of each frame, and the images of what is hidden, where there are any."""
+    images = next((p for n in IMAGE_FOLDERS if (p := folder / "dslr" / n).is_dir()), None)
+    if images is None:
+        raise UserError(
+            f"{folder / 'dslr' / IMAGE_FOLDERS[0]}: no such folder, nor {IMAGE_FOLDERS[1]}: download or undistort the "
+            "images (python -m dslr.undistort of the ScanNet++ toolbox)"
+        )
+    missing = [name for name in names if not (images / name).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{images / missing[0]}: no such file{more}: download or undistort the images again")
+    masks = next((p for n in HIDDEN_FOLDERS if (p := folder / "dslr" / n).is_dir()), None)
+    hidden = {} if masks is None else {n: p for n in names if (p := masks / f"{Path(n).stem}.png").is_file()}
+    return {name: images / name for name in names}, hidden
+
+
+def _frame_files(
+    number: int, name: str, pose: NDArray[np.float64] | None, image: Path, masks: Path | None, depth_noise: float
+) -> FrameFiles:
+    assert pose is not None, "frames without a pose are left out of the split"
+
+    def find(kind: str) -> Path | None:
+        path = None if masks is None else masks / kind / f"{image.stem}.png"
+        return path if path is not None and path.is_file() else None
+
+    semantic, instance = find("semantic_image"), find("instance_image")
+    if semantic is not None and instance is None:
+        raise UserError(f"{semantic}: has no instance image of its name in instance_image: make the masks again")
+    inverse = np.eye(4)
+    inverse[:3, :3] = pose[:3, :3].T
+    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return FrameFiles(
+        number=number,
+        name=Path(name).stem,
+        world_to_camera=torch.from_numpy(inverse.astype(np.float32)),
+        color=image,
+        depth=None,
+        label=None,
+        instance=None,
+        mask_semantic=semantic,
+        mask_instance=instance,
+        mask_score=find("score"),
+        depth_noise=depth_noise,
+    )
+
+
+def _pinhole(folder: Path, transforms: Mapping[str, Any], image: Path) -> Pinhole:
+    """Intrinsics at the size of ``image``. The files' pixels have their centres at + 0.5, as here."""
+    path = folder / "dslr" / "nerfstudio" / "transforms_undistorted.json"
+    try:
+        width, height = int(transforms["w"]), int(transforms["h"])
+        fx, fy, cx, cy = (float(transforms[key]) for key in ("fl_x", "fl_y", "cx", "cy"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: w, h, fl_x, fl_y, cx or cy is missing or no number: download it again") from error
+    stored = size_of_image(image)
+    if not (np.isfinite([fx, fy, cx, cy]).all() and min(fx, fy, width, height) > 0):
+        raise UserError(f"{path}: focal length ({fx:g}, {fy:g}) or size {width}x{height} is not positive: correct it")
+    if abs(stored[0] * height - stored[1] * width) > max(width, height):
+        raise UserError(
+            f"{image}: is {stored[0]}x{stored[1]}, the intrinsics in {path.name} are for {width}x{height}: "
+            "the images and the file are of different undistortions, write both again"
+        )
+    return Pinhole(width, height, fx, fy, cx, cy).resized(*stored)
+
+
+def _raw_labels(folder: Path, label_space: Path | None, labels: LabelSpace) -> dict[str, int]:
+    """Class id by raw label of the annotation."""
+    path = label_space or folder / "classes.json"
+    data = _read_json(path, "correct it")
+    listed = {int(row["id"]): row.get("labels") for row in data["classes"]}
+    out: dict[str, int] = {}
+    for c in labels.classes:
+        for label in listed.get(c.id) or (c.name, *c.prompts):
+            if out.setdefault(str(label), c.id) != c.id:
+                raise UserError(f"{path}: the raw label {label!r} belongs to two classes: leave it to one")
+    return out
+
+
+def _read_annotation(scans: Path, count: int, raw_labels: Mapping[str, int]) -> VertexLabels | None:
+    """Labels of the mesh's vertices; None where the scene has no annotation."""
+    segments_path, groups_path = scans / "segments.json", scans / "segments_anno.json"
+    if not segments_path.is_file() and not groups_path.is_file():
+        return None
+    remedy = "download the scene's scans folder again"
+    try:
+        segments = np.array(_read_json(segments_path, remedy)["segIndices"], dtype=np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{segments_path}: has no list segIndices of whole numbers: {remedy}") from error
+    if segments.shape != (count,):
+        raise UserError(f"{segments_path}: has {segments.size} vertices, the mesh {count}: {remedy}")
+    try:
+        groups = [
+            (int(g["objectId"]), str(g["label"]), np.array(g["segments"], dtype=np.int64))
+            for g in _read_json(groups_path, remedy)["segGroups"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{groups_path}: has no list segGroups of objectId, label and segments: {remedy}") from error
+    wrong = [k for k, _, _ in groups if not 0 < k < 1 << 16]
+    if wrong:
+        raise UserError(f"{groups_path}: objectId {wrong[0]} is not in 1 ... 65535: {remedy}")
+    members = [(k, label, np.flatnonzero(np.isin(segments, part))) for k, label, part in groups if label != "REMOVE"]
+    semantic, instance = np.zeros((2, count), dtype=np.int32)
+    # Largest first, so that the smallest object has the last word on a vertex.
+    for k, label, vertices in sorted(members, key=lambda m: -len(m[2])):
+        semantic[vertices], instance[vertices] = raw_labels.get(label, 0), k
+    return VertexLabels(semantic, instance)
