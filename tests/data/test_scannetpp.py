@@ -1,4 +1,4 @@
-"""Reading and writing ScanNet++'s undistorted DSLR layout: world frames, labels from the mesh, every kind of bad input."""
+"""Reading and writing ScanNet++: world frames, labels from the mesh, every kind of bad input."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_colmap(folder: Path, shift: float = 0.0) -> None:
 
 @pytest.fixture
 def scene_folder(tmp_path: Path) -> Path:
-    """Six views of a wall 2 m away, and before it, at 1.5 m, of a stool and a pillow that the annotation has overlap."""
+    """Six views of a wall 2 m away, and before it, at 1.5 m, a stool and a pillow that overlap in the annotation."""
     folder = tmp_path / "data" / "0123456789"
     write_transforms(folder)
     write_colmap(folder)
