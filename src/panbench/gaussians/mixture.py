@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from panbench.errors import UserError
 from panbench.gaussians.planes import Floats, Ints, Planes, fit_planes, plane_segments
+from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
 
 log = logging.getLogger(__name__)
 
 THICKNESS = 0.004
 """Standard deviation of a component along its normal, metres (LI-GS, project page)."""
 GREY = 0.1
-"""Metres that a step from black to white counts for when points are grouped, so that edges of texture part components."""
+"""κ, the metres that a step from black to white counts for, so that edges of texture part components."""
 RANGE_SHARE = 0.005
 """Share of the range that a sensor's noise is taken for, where origins are known."""
 STEPS = 4
@@ -28,7 +29,7 @@ MIN_MEMBERS = 3
 NEIGHBORS = 4
 """Components that a disc is held to (LI-GS, eqs. 9–10, by a third party's account)."""
 REACH = 0.5
-"""Farthest such component, metres."""
+"""Farthest component that is asked for a distance, metres."""
 ALIKE = math.cos(math.radians(30))
 FACING = 0.5
 BANDWIDTH = 0.1
@@ -46,12 +47,12 @@ class Discs:
     """Discs that cover a mixture.
 
     Attributes:
-        positions: [N, 3] metres. axes: right-handed rotations [N, 3, 3], whose columns are the two tangents and the
-            normal. radii: standard deviations along the tangents [N, 2], metres. component: which each covers [N].
+        positions: [N, 3] metres. quats: rotations [N, 4] whose columns are the two tangents and the normal.
+        radii: standard deviations along the tangents [N, 2], metres. component: which each covers [N].
     """
 
     positions: Tensor
-    axes: Tensor
+    quats: Tensor
     radii: Tensor
     component: Tensor
 
@@ -59,15 +60,15 @@ class Discs:
 class PlaneMixture(nn.Module):
     """K Gaussians, each in a plane, over a point cloud; what is fitted is in buffers, and so in checkpoints.
 
-    Jiang et al. 2024 (LI-GS) fit plane-constrained mixtures in position and grey value to LiDAR; their equations we have
-    not seen. **How it is fitted here, and every number but the thickness, is our inference**: planar voxels are grown
-    to segments (:mod:`panbench.gaussians.planes`), and the points of each are grouped by k-means over two coordinates
+    Jiang et al. 2024 (LI-GS) fit plane-constrained mixtures in position and grey value to LiDAR; their equations we
+    have not seen. **How it is fitted here, and every number but the thickness, is our inference**: planar voxels are
+    grown to segments (:mod:`panbench.gaussians.planes`), and the points of each are grouped by k-means over two coordinates
     in the plane and the grey value.
 
     Attributes:
         centers: [K, 3] metres, on the plane. normals: [K, 3] unit, towards the sensors where those are known.
         tangents: the two main directions in the plane [K, 2, 3]. deviations: standard deviations along them σ1 ≥ σ2
-            [K, 2], metres. colors: [K, 3] in [0, 1]. counts: rays [K].
+            [K, 2], metres, not below the thickness. colors: [K, 3] in [0, 1]. counts: rays [K].
         confidence: q = N / (N + 20) · (1 − λ3/λ2) [K], of N rays whose points have variances λ1 ≥ λ2 ≥ λ3.
     """
 
@@ -185,8 +186,8 @@ class PlaneMixture(nn.Module):
         owner = np.zeros(count, dtype=np.int64)
         owner[part] = member
         mean = _means(flat, part, some)
-        local = flat - mean[part]
-        xx, xy, yy = (np.bincount(part, a * b, count) / some for a, b in ((local[:, 0], local[:, 0]), (local[:, 0], local[:, 1]), (local[:, 1], local[:, 1])))  # fmt: skip
+        x, y = (flat - mean[part]).T
+        xx, xy, yy = (np.bincount(part, product, count) / some for product in (x * x, x * y, y * y))
         within = spacing**2 / 12  # a mean over a voxel hides that much
         values, vectors = np.linalg.eigh(np.stack([xx + within, xy, xy, yy + within], axis=1).reshape(-1, 2, 2))
         basis = tangents[owner]
@@ -196,18 +197,21 @@ class PlaneMixture(nn.Module):
         spread = fit_planes(cloud, part, count).variance + within * np.array([1.0, 1.0, 0.0])
         weight = np.bincount(part, rays, count)
         center = planes.center[owner] + np.einsum("ki,kid->kd", mean, basis) + middle
-        least = THICKNESS / 4  # of a component of points in a line
         made = {
             "centers": center,
             "normals": normal,
             "tangents": main,
-            "deviations": np.sqrt(values[:, ::-1].clip(least**2)),
+            "deviations": np.sqrt(values[:, ::-1].clip(THICKNESS**2)),
             "colors": _means(rgb, part, some),
             "counts": weight,
             "confidence": weight / (weight + 20) * (1 - spread[:, 2] / spread[:, 1].clip(1e-12)).clip(0, 1),
         }
         for name, array in made.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)).to(self.centers))
+
+    def planes(self) -> Tensor:
+        """n_k and d_k = n_k · c_k [K, 4]."""
+        return torch.cat([self.normals, (self.normals * self.centers).sum(-1, keepdim=True)], 1)
 
     def covariances(self) -> Tensor:
         """[K, 3, 3] m², with the thickness along the normal."""
@@ -219,10 +223,10 @@ class PlaneMixture(nn.Module):
     # ------------------------------------------------------------------------------------------------------- queries
 
     @torch.no_grad()
-    def nearest(self, points: Tensor, normals: Tensor | None = None) -> Tensor:
+    def nearest(self, points: Tensor, normals: Tensor | None = None, reach: float = REACH) -> Tensor:
         """The nearest components of points [N, 3]: int64 [N, 4], −1 where there are not as many.
 
-        None is farther than 0.5 m, and all of a point are turned like its first: |n · n_first| ≥ cos 30°. The first is
+        None is farther than ``reach``, in metres, and all of a point are turned like its first: |n · n_first| ≥ cos 30°. The first is
         the nearest whose normal is within 60° of the point's own (``normals`` [N, 3], of unit length), so that a disc
         beside an edge stays with its own surface; else the nearest (our inference).
         """
@@ -233,7 +237,7 @@ class PlaneMixture(nn.Module):
         if not len(self) or not len(finite):
             return out
         distance, index = self._index().query(
-            where[finite], k=candidates, distance_upper_bound=REACH, workers=torch.get_num_threads()
+            where[finite], k=candidates, distance_upper_bound=reach, workers=torch.get_num_threads()
         )
         rows = torch.from_numpy(finite).to(points.device)
         found = torch.from_numpy(np.isfinite(distance)).to(points.device)
@@ -313,8 +317,22 @@ class PlaneMixture(nn.Module):
         offset = torch.stack([away * angle.cos(), away * angle.sin()], 1) * self.deviations[owner]
         positions = self.centers[owner] + (offset[..., None] * self.tangents[owner]).sum(1)
         radii = _COVERAGE * self.deviations[owner] / share.sqrt()[:, None]
-        axes = torch.cat([self.tangents[owner], self.normals[owner][:, None]], 1).mT
-        return Discs(positions, axes, radii.clamp(0.5 * radius, 3 * radius), owner)
+        quats = quats_with_axes(self.tangents[:, 0], self.normals)[owner]
+        return Discs(positions, quats, radii.clamp(0.5 * radius, 3 * radius), owner)
+
+
+def quats_with_axes(first: Tensor, normals: Tensor) -> Tensor:
+    """Unit quaternions [N, 4] whose rotation takes x to ``first`` and z to ``normals`` [N, 3], unit and orthogonal."""
+    # The shortest turn is ill-conditioned where the normal is nearly −z: there, half a turn about x comes first.
+    below = normals[..., 2:] < 0
+    w, x, y, z = quats_with_normal(torch.where(below, -normals, normals)).unbind(-1)
+    turn = torch.where(below, torch.stack([-x, w, z, -y], -1), torch.stack([w, x, y, z], -1))
+    axes = rotation_matrices(turn)
+    # What is left is a rotation about the normal: q · (cos θ/2, 0, 0, sin θ/2).
+    half = torch.atan2((first * axes[..., 1]).sum(-1), (first * axes[..., 0]).sum(-1)) / 2
+    c, s = half.cos(), half.sin()
+    w, x, y, z = turn.unbind(-1)
+    return torch.stack([w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s], -1)
 
 
 def _checked(values: Tensor, name: str, width: int | None) -> Floats:
@@ -340,7 +358,8 @@ def _in_plane(points: Floats, member: Ints, planes: Planes) -> tuple[Floats, Flo
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     tangents = np.stack([first, np.cross(normal, first)], axis=1)
     local = points - planes.center[member]
-    return np.stack([(local * tangents[member, i]).sum(1) for i in (0, 1)], axis=1), tangents
+    flat: Floats = (local[:, None] * tangents[member]).sum(2)
+    return flat, tangents
 
 
 def _grouped(flat: Floats, grey: Floats, member: Ints, tile: float) -> Ints:

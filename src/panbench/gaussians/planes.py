@@ -96,9 +96,7 @@ def voxel_numbers(points: Floats, edge: float) -> tuple[Ints, Ints]:
     return cell, (cell[:, 0] * span[1] + cell[:, 1]) * span[2] + cell[:, 2]
 
 
-def _planar_voxels(
-    points: Floats, towards: Floats | None, tolerance: Floats, normals: bool
-) -> tuple[Ints, int]:
+def _planar_voxels(points: Floats, towards: Floats | None, tolerance: Floats, normals: bool) -> tuple[Ints, int]:
     """Planar voxel of each point [N], −1 for none, and their number."""
     leaf = np.full(len(points), -1, dtype=np.int64)
     found = 0
@@ -211,9 +209,7 @@ def _covariances(planes: Planes) -> Floats:
     return spread + planes.variance[:, 2, None, None] * planes.normal[:, :, None] * planes.normal[:, None, :]
 
 
-def _with_strays(
-    points: Floats, towards: Floats | None, tolerance: Floats, member: Ints, planes: Planes
-) -> Ints:
+def _with_strays(points: Floats, towards: Floats | None, tolerance: Floats, member: Ints, planes: Planes) -> Ints:
     """The points of no planar voxel, as at edges of objects, join a plane that they touch, if they lie in one."""
     strays, settled = np.flatnonzero(member < 0), np.flatnonzero(member >= 0)
     if not len(strays):

@@ -59,7 +59,10 @@ class _Term(Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, planes: Tensor, weights: Tensor, corner: float, share: float) -> Tensor:
         sides = torch.cat([planes[..., :3], -planes[..., 3:]], -1)
-        heights = sum((sides[:, :, j, None] * columns[:, None, j] for j in range(1, 4)), sides[:, :, :1] * columns[:, None, 0])  # fmt: skip
+        # Sums of products, as batches of 4 × 4 matrices are slow to multiply on a CPU.
+        heights = sides[:, :, :1] * columns[:, None, 0]
+        for j in range(1, 4):
+            heights = torch.addcmul(heights, sides[:, :, j : j + 1], columns[:, None, j])
         off, first, second, cosine = heights.unbind(-1)
         points = torch.stack([off, off + first, off - first, off + second, off - second])
         slope = (points / corner).clamp(-1, 1)
@@ -76,6 +79,6 @@ class _Term(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (columns,) = ctx.saved_tensors
-        return grads[0] * columns, None, None, None, None
+        return grad * columns, None, None, None, None
