@@ -36,6 +36,11 @@ def test_a_chair_in_three_parts_is_split() -> None:
     assert chair.parts == ((4, pytest.approx(0.4)), (5, pytest.approx(0.3)), (6, pytest.approx(0.3)))
 
 
+def test_a_chair_of_which_one_id_has_a_third_is_poor_and_not_split() -> None:
+    chair = diagnosed(([2] * 10, [1] * 10, [2] * 4 + [1] * 6, [4] * 4 + [0] * 6))[1]
+    assert (chair.verdict, len(chair.parts)) == ("poor", 1)
+
+
 def test_two_chairs_under_one_id_are_merged() -> None:
     found = diagnosed(([2] * 10, [1] * 5 + [2] * 5, [2] * 10, [4] * 10))
     assert {d.verdict for d in found.values()} == {"merged"}
