@@ -70,8 +70,11 @@ def test_components_are_thin_along_their_normals_and_right_handed() -> None:
 @pytest.mark.parametrize("known", ["normals", "origins"])
 def test_each_face_of_a_box_has_its_own_components_that_face_out(known: str) -> None:
     points, normals = box()
-    side = {"normals": normals} if known == "normals" else {"origins": points + 2 * normals}
-    mixture = PlaneMixture().fit(points, **side)
+    mixture = PlaneMixture()
+    if known == "normals":
+        mixture.fit(points, normals=normals)
+    else:
+        mixture.fit(points, origins=points + 2 * normals)
     axis = mixture.centers.abs().argmax(1)
     out = mixture.normals.gather(1, axis[:, None])[:, 0] * mixture.centers.gather(1, axis[:, None])[:, 0].sign()
     clear = outside_box(mixture.centers) < 0.004

@@ -53,8 +53,8 @@ def literal(means: Tensor, quats: Tensor, scales: Tensor, planes: Tensor, weight
 
 
 def test_it_is_the_formula() -> None:
-    given, known = discs(20), some_planes(20)
-    assert float(mixture_loss(*given, *known)) == pytest.approx(literal(*given, *known), rel=1e-12)
+    given, (planes, weights) = discs(20), some_planes(20)
+    assert float(mixture_loss(*given, planes, weights)) == pytest.approx(literal(*given, planes, weights), rel=1e-12)
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:

@@ -62,8 +62,8 @@ class PlaneMixture(nn.Module):
 
     Jiang et al. 2024 (LI-GS) fit plane-constrained mixtures in position and grey value to LiDAR; their equations we
     have not seen. **How it is fitted here, and every number but the thickness, is our inference**: planar voxels are
-    grown to segments (:mod:`panbench.gaussians.planes`), and the points of each are grouped by k-means over two coordinates
-    in the plane and the grey value.
+    grown to segments (:mod:`panbench.gaussians.planes`), and the points of each are grouped by k-means over two
+    coordinates in the plane and the grey value.
 
     Attributes:
         centers: [K, 3] metres, on the plane. normals: [K, 3] unit, towards the sensors where those are known.
@@ -226,9 +226,9 @@ class PlaneMixture(nn.Module):
     def nearest(self, points: Tensor, normals: Tensor | None = None, reach: float = REACH) -> Tensor:
         """The nearest components of points [N, 3]: int64 [N, 4], −1 where there are not as many.
 
-        None is farther than ``reach``, in metres, and all of a point are turned like its first: |n · n_first| ≥ cos 30°. The first is
-        the nearest whose normal is within 60° of the point's own (``normals`` [N, 3], of unit length), so that a disc
-        beside an edge stays with its own surface; else the nearest (our inference).
+        None is farther than ``reach``, in metres, and all of a point are turned like its first: |n · n_first| ≥
+        cos 30°. The first is the nearest whose normal is within 60° of the point's own (``normals`` [N, 3], of unit
+        length), so that a disc beside an edge stays with its own surface; else the nearest (our inference).
         """
         candidates = 2 * NEIGHBORS
         where = points.detach().cpu().numpy()
@@ -356,7 +356,7 @@ def _in_plane(points: Floats, member: Ints, planes: Planes) -> tuple[Floats, Flo
     away = np.eye(3)[np.abs(normal).argmin(axis=1)]
     first = np.cross(normal, away)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
-    tangents = np.stack([first, np.cross(normal, first)], axis=1)
+    tangents: Floats = np.stack([first, np.cross(normal, first)], axis=1).astype(np.float64)
     local = points - planes.center[member]
     flat: Floats = (local[:, None] * tangents[member]).sum(2)
     return flat, tangents
