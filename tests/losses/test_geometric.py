@@ -114,6 +114,19 @@ def test_pixels_without_measurement_beyond_the_range_or_open_are_left_out() -> N
     assert not depth.grad[:3].any()
 
 
+def test_gradients_of_depth_and_normal_terms_are_those_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    measured = 1 + 3 * torch.rand(4, 5, dtype=torch.float64, generator=generator)
+    measured[0, 0] = 0.0
+    alpha = torch.rand(4, 5, dtype=torch.float64, generator=generator)
+    depth = (measured + 0.1).requires_grad_()  # away from the kink at no error
+    assert torch.autograd.gradcheck(lambda d: depth_loss(d, measured, alpha, 3.5), depth)
+    reference = torch.nn.functional.normalize(torch.randn(4, 5, 3, dtype=torch.float64, generator=generator), dim=-1)
+    reference[1, 1] = 0.0
+    normals = torch.randn(4, 5, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lambda n: normal_loss(n, reference), normals)
+
+
 def test_no_usable_depth_at_all_costs_zero() -> None:
     depth = torch.rand(4, 4, requires_grad=True)
     loss = depth_loss(depth, torch.zeros(4, 4), torch.ones(4, 4), 6.0)

@@ -29,7 +29,8 @@ class InstanceDiagnosis:
         frames: frames that show the instance.
         switches: frames in which another predicted id than ``best_id`` covers most of what is covered.
         verdict: ``found`` (IoU > 0.5 and right class), ``wrong class`` (IoU > 0.5), ``missed`` (under a quarter is
-            covered by any id), ``split`` (parts, none of which covers half), ``merged`` (``merged_with`` is not empty), else ``poor``.
+            covered by any id), ``split`` (parts, none of which covers half), ``merged`` (``merged_with`` is not
+            empty), else ``poor``.
     """
 
     true_id: int
