@@ -64,6 +64,8 @@ CLAIMS: tuple[Claim, ...] = (
         )
         for b, name in (("ligs", "LI-GS"), ("2dgs", "2DGS"))
     ),
+    Claim("rooms_best", "best", ">", "ligs-query", "PQ"),
+    Claim("rooms_best", "best", ">", "ligs-query", "mIoU"),
 )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ methods never see. Depth errors are those of the rendered test views against the
 
 The default settings were chosen by looking at scores on `scene9001_00`, `scene9100_00` and, for seeding queries,
 `scene9101_00` to `scene9105_00`. Other scenes here were first run when the settings stood; what else was chosen on
-which rooms is said below, with each plan.
+which rooms is said below, with each plan. Each part names the commit of its code. Before 72d3481, 3DGS and 2DGS added
+no Gaussians on a laptop, and LI-GS started on points and knew no mixture.
 
 Training times are those of these very runs, which shared their machine with other work; they are no benchmark.
 """
@@ -59,12 +60,14 @@ def page(stores: Sequence[ResultStore], plans: Sequence[PlanOutline], parity: Pa
         for part in own:
             blocks.append(f"## {part.plan.title or part.plan.name}\n")
             blocks += [part.plan.description + "\n"] if part.plan.description else []
+            blocks.append(_made_at(store, part.plan.name))
             charts = (chart.table for study in part.studies for chart in study.charts)
             blocks += map(_block, [*part.main, *_scenes(part.boards), *charts])
         if not own:
             for board in report.boards:
                 title = ", ".join(board.board.scenes)
                 blocks.append(f"## {title}: {board.board.key.protocol}, {board.board.key.masks} masks\n")
+                blocks.append(_made_at(store, None))
                 blocks.append(_block(board.leaderboard))
     if parity.is_file():
         found = reference_parity.markdown(json.loads(parity.read_text()))
@@ -75,6 +78,13 @@ def page(stores: Sequence[ResultStore], plans: Sequence[PlanOutline], parity: Pa
     if answers:
         blocks = ["## What was claimed, and what was measured\n", *(a + "\n" for a in answers), *blocks]
     return "\n".join([_INTRO, *blocks]).rstrip() + "\n"
+
+
+def _made_at(store: ResultStore, plan: str | None) -> str:
+    """Which code the results of a plan (None: all) were made with: defaults change from one commit to the next."""
+    results = (stored.result for stored in store)
+    made = {r.commit[:7] for r in results if r.commit and (plan is None or (r.bench and r.bench.plan == plan))}
+    return f"Code: {', '.join(sorted(made)) or 'not recorded'}.\n"
 
 
 def _scenes(boards: Sequence[Board]) -> Iterator[Table]:

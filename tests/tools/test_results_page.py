@@ -108,6 +108,7 @@ def test_the_page_has_each_plan_once_with_its_own_rows(tool: ModuleType, tmp_pat
     assert "feature-blending" not in bases
     assert "Depth error (cm)" in bases
     assert "1.25" in bases
+    assert "Code: " in bases
     assert "*not run*" in blending or "not run" in blending
 
 
