@@ -73,7 +73,7 @@ class LiGS(TwoDGS):
         mixture_weight: λ_G of the term that holds visible discs to the mixture; 0: none. Theirs is said to be 1, of
             reductions that we do not know. With 1 and ours, its gradient by the centres is 8 % of the photo's at step
             1000 on the tiny room, by the rotations 13 %.
-        mixture_stride: a step looks at every so-manieth visible disc, the next step at the next ones; 4 quarters what
+        mixture_stride: a step looks at every n-th visible disc, the next step at those after them; 4 quarters what
             the term costs, 1 is as published.
         mixture_reach: farthest component that a disc is held to, metres. What no plane covers, as thin and round
             things, would be pulled to the next wall.
