@@ -66,11 +66,17 @@ void tile_parameters(const BlendArgs& a, const int32_t* ids, int first, int coun
 
 PB_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
-PB_INLINE float* take(char*& scratch, int64_t floats) {
-  float* out = reinterpret_cast<float*>(scratch);
-  scratch += round_up(floats * 4, 64);
-  return out;
-}
+// Hands out parts of a piece of memory, or, without memory, finds how much they take: sizes are stated in one place.
+struct Arena {
+  uintptr_t next;
+
+  float* floats(int64_t count) {
+    const uintptr_t at = next;
+    next += (uintptr_t)round_up(count * 4, 64);
+    return reinterpret_cast<float*>(at);
+  }
+  int32_t* integers(int64_t count) { return reinterpret_cast<int32_t*>(floats(count)); }
+};
 
 // Candidates of a tile with their footprints as arrays, for testing sixteen at a time against a block. Candidates that
 // some pixel meets get a slot, in the order in which blocks meet them; only those are read and written beyond.
@@ -104,29 +110,67 @@ struct Sums {
   Distortion<F16> distortion;  // if it is asked for
 };
 
+// What a tile needs beside its candidates, for the backward pass only.
+struct Gradients {
+  float* moments;     // [slots, 16] sums over the tile's pixels
+  float* signal;      // [hits, 16]
+  int32_t* rows;      // [slots] of the group's rows
+  float* by_pixel;    // [16, stride] gradient of a block's pixels
+  float* by_channel;  // [stride, 16] the same
+};
+
+void lay_out(Tile& t, int count, int stride, Arena& arena) {
+  t.count = count;
+  t.padded = (int)round_up(count, kLanes);
+  t.params = arena.floats((int64_t)t.padded * kParams);
+  float** const arrays[] = {&t.x, &t.y, &t.a, &t.b2, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
+  for (float** array : arrays) *array = arena.floats(t.padded);
+  t.slots = 0;
+  t.slot = arena.integers(t.padded);
+  t.owner = arena.integers(t.padded);
+  t.rows = arena.floats((int64_t)t.padded * stride + kLanes);  // a row is written in sixteens
+}
+
+void lay_out(Block& b, const Tile& t, bool backward, bool distort, Arena& arena) {
+  // One more than there can be hits: what turns out to be no hit is overwritten by the next one.
+  const int64_t hits = t.padded + 1;
+  b.count = 0;
+  b.candidate = arena.integers(hits);
+  b.slot = arena.integers(hits);
+  b.weight = arena.floats(hits * kLanes);
+  float** const arrays[] = {&b.alpha, &b.before, &b.depth};
+  for (float** array : arrays) *array = backward ? arena.floats(hits * kLanes) : nullptr;
+  b.offset = backward && distort ? arena.floats(hits * kLanes) : nullptr;
+}
+
+void lay_out(Gradients& g, const Tile& t, int stride, Arena& arena) {
+  g.moments = arena.floats((int64_t)t.padded * kLanes);
+  g.signal = arena.floats((int64_t)t.padded * kLanes);
+  g.rows = arena.integers(t.padded);
+  g.by_pixel = arena.floats((int64_t)kLanes * stride);
+  g.by_channel = arena.floats((int64_t)kLanes * stride);
+}
+
 int64_t blend_scratch(int64_t hits, int stride, bool distort) {
-  const int64_t padded = round_up(hits, kLanes) + 1, per_hit = (distort ? 7 : 6) * kLanes;
-  const int64_t floats = padded * (kParams + 10 + 4 + stride + per_hit) + 2 * kLanes * (int64_t)stride + kLanes;
-  return floats * 4 + 64 * 32;
+  Arena arena{0};
+  Tile t;
+  Block b;
+  Gradients g;
+  lay_out(t, (int)hits, stride, arena);
+  lay_out(b, t, true, distort, arena);
+  lay_out(g, t, stride, arena);
+  return (int64_t)arena.next;
 }
 
 PB_INLINE const float* geometry_row(const BlendArgs& a, int32_t id) {
   return a.geometry + (int64_t)id * geometry_width(a.kind);
 }
 
-Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
-  const int32_t begin = a.tile_offsets[tile], end = a.tile_offsets[tile + 1];
+Tile open_tile(const BlendArgs& a, int tile, Arena& arena) {
+  const int32_t begin = a.tile_offsets[tile];
   Tile t;
-  t.count = end - begin;
-  t.padded = (int)round_up(t.count, kLanes);
+  lay_out(t, a.tile_offsets[tile + 1] - begin, a.stride, arena);
   t.ids = a.tile_ids + begin;
-  t.params = take(scratch, (int64_t)t.padded * kParams);
-  float** const arrays[] = {&t.x, &t.y, &t.a, &t.b2, &t.c, &t.slope_x, &t.slope_y, &t.cx, &t.cy, &t.r2};
-  for (float** array : arrays) *array = take(scratch, t.padded);
-  t.slots = 0;
-  t.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  t.owner = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  t.rows = take(scratch, (int64_t)t.padded * a.stride + kLanes);  // a row is written in sixteens
   const float x0 = (float)(tile % a.tiles_x * kTile), y0 = (float)(tile / a.tiles_x * kTile);
   const F16 left = set1(x0), top = set1(y0);
   for (int i = 0; i < t.padded; i += kLanes) {
@@ -154,19 +198,6 @@ Tile open_tile(const BlendArgs& a, int tile, char*& scratch) {
   }
   for (int i = 0; i < t.count; ++i) t.slot[i] = -1;
   return t;
-}
-
-Block open_block_buffers(const Tile& t, bool backward, bool distort, char*& scratch) {
-  Block b;
-  b.count = 0;
-  // One more than there can be hits: what turns out to be no hit is overwritten by the next one.
-  b.candidate = reinterpret_cast<int32_t*>(take(scratch, t.padded + 1));
-  b.slot = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  b.weight = take(scratch, (int64_t)(t.padded + 1) * kLanes);
-  float** const arrays[] = {&b.alpha, &b.before, &b.depth};
-  for (float** array : arrays) *array = backward ? take(scratch, (int64_t)(t.padded + 1) * kLanes) : nullptr;
-  b.offset = backward && distort ? take(scratch, (int64_t)(t.padded + 1) * kLanes) : nullptr;
-  return b;
 }
 
 // May write up to fifteen floats too many.
@@ -418,8 +449,10 @@ PB_INLINE void add_block(const BlendArgs& a, const BlockPlace& at, const float* 
 
 template <int kind, bool distort>
 PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, char* scratch) {
-  Tile t = open_tile(a, tile, scratch);
-  Block b = open_block_buffers(t, false, distort, scratch);
+  Arena arena{reinterpret_cast<uintptr_t>(scratch)};
+  Tile t = open_tile(a, tile, arena);
+  Block b;
+  lay_out(b, t, false, distort, arena);
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
@@ -530,14 +563,14 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
 
 template <int kind, bool distort>
 PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows& out, int tile, char* scratch) {
-  Tile t = open_tile(a, tile, scratch);
+  Arena arena{reinterpret_cast<uintptr_t>(scratch)};
+  Tile t = open_tile(a, tile, arena);
   if (!t.count) return;
-  Block b = open_block_buffers(t, true, distort, scratch);
-  float* moments = take(scratch, (int64_t)t.padded * kLanes);  // [slots, 16] sums over the tile's pixels
-  float* signal = take(scratch, (int64_t)t.padded * kLanes);   // [hits, 16]
-  int32_t* rows = reinterpret_cast<int32_t*>(take(scratch, t.padded));
-  float* by_pixel = take(scratch, (int64_t)kLanes * a.stride);
-  float* by_channel = take(scratch, (int64_t)kLanes * a.stride);
+  Block b;
+  lay_out(b, t, true, distort, arena);
+  Gradients g;
+  lay_out(g, t, a.stride, arena);
+  const auto [moments, signal, rows, by_pixel, by_channel] = g;
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
