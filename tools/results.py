@@ -15,7 +15,7 @@ from pathlib import Path
 
 import claims
 import reference_parity
-from panbench.protocol.score import STRICT
+from panbench.protocol.score import STRICT, paper_protocol
 from panbench.protocol.store import ResultStore
 from panbench.report.board_tables import SCORES, scene_table
 from panbench.report.boards import Board
@@ -54,7 +54,7 @@ def page(stores: Sequence[ResultStore], plans: Sequence[PlanOutline], parity: Pa
     answers: list[str] = []
     for store in stores:
         report = compile_report(store, plans)
-        answers += [answer for answer in [claims.markdown(report.plans)] if answer]
+        answers += filter(None, (claims.markdown(report.plans, p) for p in (paper_protocol("scannet"), STRICT)))
         own = [part for part in report.plans if part.boards or part.studies]
         run |= {part.plan.name for part in own}
         for part in own:
