@@ -97,22 +97,25 @@ class ScanNetDataModule(SceneDataModule):
         )
 
 
-def find_scene(root: Path, scene: str | None) -> Path:
+def find_scene(root: Path, scene: str | None, mark: str = "color") -> Path:
     """The scene's folder: ``root/scene``, or root itself, or the only scene in root.
+
+    Args:
+        mark: the folder that a scene's folder is known by.
 
     Raises:
         UserError: there is none, or there are several and no name is given.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder: correct data.root")
-    if scene is None and (root / "color").is_dir():
+    if scene is None and (root / mark).is_dir():
         return root.resolve()  # the folder's name is the scene's name, also for "."
-    known = sorted(p.name for p in root.iterdir() if (p / "color").is_dir())
+    known = sorted(p.name for p in root.iterdir() if (p / mark).is_dir())
     if scene is None and len(known) == 1:
         scene = known[0]
     if scene is None or scene not in known:
         wanted = "give data.scene" if scene is None else f"{scene} is not there"
-        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else "none with a color/ folder"
+        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else f"none with a {mark}/ folder"
         raise UserError(f"{root}: {wanted}; scenes: {shown}")
     return root / scene
 

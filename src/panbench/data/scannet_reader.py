@@ -317,8 +317,7 @@ def open_scene(
             f"data: stride {stride} must be at least 1, test_every {test_every} at least 0, max_depth {max_depth} "
             f"positive, image_size {image_size} positive"
         )
-    if (views is not None and views < 1) or not 0 <= depth_noise < math.inf:
-        raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
+    check_views_and_noise(views, depth_noise)
     labels = read_labels(folder, label_space)
     mask_folder = find_masks(folder, masks)
     files, lost, total = _join(folder, mask_folder)
@@ -362,6 +361,12 @@ def open_scene(
         mask_hash=hash_masks([files[i] for i in train]) if mask_folder else "",
         data_hash=hash_names_and_sizes(folder),
     )
+
+
+def check_views_and_noise(views: int | None, depth_noise: float) -> None:
+    """Raises: UserError: fewer than one view, or noise that is negative or not finite."""
+    if (views is not None and views < 1) or not 0 <= depth_noise < math.inf:
+        raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
 
 
 def read_labels(folder: Path, label_space: Path | None) -> LabelSpace:
@@ -493,16 +498,21 @@ def _read_pose(path: Path) -> Tensor | None:
     matrix = _read_matrix(path, (4,))
     if not np.isfinite(matrix).all():
         return None
-    rotation = matrix[:3, :3]
-    u, _, vt = np.linalg.svd(rotation)
-    nearest = u @ vt
-    if np.abs(nearest - rotation).max() > 0.01 or np.linalg.det(nearest) < 0:
+    nearest = nearest_rotation(matrix[:3, :3])
+    if nearest is None:
         raise UserError(f"{path}: its 3x3 part is no rotation, so it is no camera-to-world pose: export it again")
     # Text files carry six digits: the nearest rotation keeps R Rᵀ = 1 to float32.
     out = np.eye(4)
     out[:3, :3] = nearest.T
     out[:3, 3] = -nearest.T @ matrix[:3, 3]
     return torch.from_numpy(out.astype(np.float32))
+
+
+def nearest_rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The rotation nearest to a 3x3 matrix; None if none is within 0.01 of every entry."""
+    u, _, vt = np.linalg.svd(matrix)
+    nearest = u @ vt
+    return nearest if np.abs(nearest - matrix).max() <= 0.01 and np.linalg.det(nearest) >= 0 else None
 
 
 def _read_intrinsics(folder: Path, first: FrameFiles) -> tuple[Pinhole, Pinhole | None]:
@@ -591,17 +601,22 @@ def _check_labelled(
     """Training frames need masks where there is a mask set, test frames the truth where the scene has any."""
     if not train:
         raise UserError(f"{folder}: no training frames are left: check the split file, data.stride and data.test_every")
-    bare = [files[i] for i in train if files[i].mask_semantic is None]
-    if masks and bare:
-        raise UserError(
-            f"{masks / 'semantic_image'}: has no mask of training frame {bare[0].name} ({len(bare)} such frames): "
-            "make the masks of all training frames"
-        )
+    check_masked([files[i] for i in train], masks)
     bare = [files[i] for i in test if files[i].label is None]
     if any(f.label for f in files) and bare:
         raise UserError(
             f"{folder / 'label-filt'}: has no label of test frame {bare[0].name} ({len(bare)} such frames): "
             "extract all labels again"
+        )
+
+
+def check_masked(train: Sequence[FrameFiles], masks: Path | None) -> None:
+    """Raises: UserError: there is a mask set, and it lacks a training frame."""
+    bare = [frame for frame in train if frame.mask_semantic is None]
+    if masks and bare:
+        raise UserError(
+            f"{masks / 'semantic_image'}: has no mask of training frame {bare[0].name} ({len(bare)} such frames): "
+            "make the masks of all training frames"
         )
 
 

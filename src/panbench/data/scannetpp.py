@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from panbench.data import scannet
 from panbench.data.base import SceneDataModule
-from panbench.data.scannet import built_in_room
 from panbench.data.scannetpp_reader import open_scene
 from panbench.errors import UserError
 from panbench.scene import Scene
@@ -96,20 +96,9 @@ def find_scene(root: Path, scene: str | None) -> Path:
     Raises:
         UserError: there is none, or there are several and no name is given.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder: correct data.root")
-    if scene is None and (root / "dslr").is_dir():
-        return root.resolve()  # the folder's name is the scene's name, also for "."
-    if (root / "data").is_dir():
+    if not (scene is None and (root / "dslr").is_dir()) and (root / "data").is_dir():
         root = root / "data"
-    known = sorted(p.name for p in root.iterdir() if (p / "dslr").is_dir())
-    if scene is None and len(known) == 1:
-        scene = known[0]
-    if scene is None or scene not in known:
-        wanted = "give data.scene" if scene is None else f"{scene} is not there"
-        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else "none with a dslr/ folder"
-        raise UserError(f"{root}: {wanted}; scenes: {shown}")
-    return root / scene
+    return scannet.find_scene(root, scene, mark="dslr")
 
 
 def _built_in(size: Literal["tiny", "small", "full"], seed: int) -> Path:
@@ -117,7 +106,7 @@ def _built_in(size: Literal["tiny", "small", "full"], seed: int) -> Path:
     # Only who has no data needs the writer.
     from panbench.data.scannetpp_export import scene_name, write_scannetpp
 
-    room = built_in_room(size, seed)
+    room = scannet.built_in_room(size, seed)
     out = room.parent / "scannetpp"
     folder = out / scene_name(room)
     return folder if folder.is_dir() else write_scannetpp(room, out)

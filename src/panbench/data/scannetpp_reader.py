@@ -43,10 +43,13 @@ from panbench.data.scannet_reader import (
     Pinhole,
     ScanNetSource,
     add_depth_noise,
+    check_masked,
+    check_views_and_noise,
     evenly,
     find_masks,
     hash_masks,
     hash_names_and_sizes,
+    nearest_rotation,
     read_labels,
     smallest_ids,
 )
@@ -159,8 +162,7 @@ def open_scene(
         raise UserError(
             f"data: stride {stride} must be at least 1, max_depth {max_depth} and image_size {image_size} positive"
         )
-    if (views is not None and views < 1) or not 0 <= depth_noise < float("inf"):
-        raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
+    check_views_and_noise(views, depth_noise)
     labels = read_labels(folder, label_space)
     mask_folder = find_masks(folder, masks)
     transforms = _read_transforms(folder)
@@ -177,12 +179,8 @@ def open_scene(
         _frame_files(number, name, poses[name], images[name], mask_folder, depth_noise if name in noise else 0.0)
         for number, name in enumerate(names)
     ]
-    bare = [files[place[name]] for name in train if files[place[name]].mask_semantic is None]
-    if mask_folder and bare:
-        raise UserError(
-            f"{mask_folder / 'semantic_image'}: has no mask of training frame {bare[0].name} ({len(bare)} such "
-            "frames): make the masks of all training frames"
-        )
+    trained = [files[place[name]] for name in train]
+    check_masked(trained, mask_folder)
     color = _pinhole(folder, transforms, images[names[0]])
     size = image_size or (color.width, color.height)
     vertices, faces = read_mesh(folder / "scans" / "mesh_aligned_0.05.ply")
@@ -204,7 +202,7 @@ def open_scene(
         train=tuple(place[name] for name in train),
         test=tuple(place[name] for name in test),
         labels=labels,
-        mask_hash=hash_masks([files[place[name]] for name in train]) if mask_folder else "",
+        mask_hash=hash_masks(trained) if mask_folder else "",
         data_hash=hash_names_and_sizes(folder),
     )
 
@@ -311,9 +309,8 @@ def _read_colmap(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _rigid(pose: NDArray[np.float64], path: Path, name: str) -> NDArray[np.float64]:
-    u, _, vt = np.linalg.svd(pose[:3, :3])
-    nearest = u @ vt
-    if np.abs(nearest - pose[:3, :3]).max() > 0.01 or np.linalg.det(nearest) < 0:
+    nearest = nearest_rotation(pose[:3, :3])
+    if nearest is None:
         raise UserError(f"{path}: the 3x3 part of frame {name} is no rotation: write or download it again")
     return np.block([[nearest, pose[:3, 3:]], [np.zeros((1, 3)), np.ones((1, 1))]])
 

@@ -6,6 +6,7 @@ LI-GS fits its mixture under plane constraints; how it finds the planes we have 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,9 +182,9 @@ def _grown(voxels: Planes, adjacent: list[list[int]], limit: Floats, oriented: b
         segment[seed] = number
         total, first, moments = count[seed], count[seed] * voxels.center[seed], second[seed].copy()
         center, normal = voxels.center[seed], voxels.normal[seed]
-        queue = list(adjacent[seed])
+        queue = deque(adjacent[seed])
         while queue:
-            other = queue.pop(0)
+            other = queue.popleft()
             if segment[other] >= 0:
                 continue
             cosine = float(normal @ voxels.normal[other])
