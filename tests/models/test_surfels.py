@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from box_scene import BoxData, BoxFrames, box_scene, fitted
+from placed import placed
 from torch import Tensor
 
 from panbench import ops
-from panbench.gaussians.fields import FieldSpec
-from panbench.gaussians.gaussian_set import GaussianSet
-from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
+from panbench.gaussians.rotation import rotation_matrices
 from panbench.heads import NoHead, QueryHead
 from panbench.models.base import reduced
 from panbench.models.surfels import MAX_SLOPE, Surfels, plane_slopes
@@ -24,20 +22,7 @@ CAMERA = Camera(640, 480, 500.0, 480.0, 320.0, 240.0, torch.eye(4))
 
 def surfels(means: Tensor, normals: Tensor, scale: float, opacity: float = 0.95) -> Surfels:
     """A model with surfels at ``means`` [N, 3] that face along ``normals`` [N, 3]."""
-    model = Surfels(NoHead(), sh_degree=0).eval()
-    count = len(means)
-    model.gaussians = GaussianSet(count)
-    model.gaussians.add(
-        {
-            "means": FieldSpec((3,), means, 1e-3),
-            "quats": FieldSpec((4,), quats_with_normal(normals), 1e-3),
-            "scales": FieldSpec((2,), torch.full((count, 2), math.log(scale)), 1e-3),
-            "opacities": FieldSpec((), torch.full((count,), opacity).logit(), 1e-3),
-            "features_dc": FieldSpec((3,), torch.zeros(count, 3), 1e-3),
-            "features_rest": FieldSpec((0, 3), torch.zeros(count, 0, 3), 1e-3),
-        }
-    )
-    return model
+    return placed(Surfels(NoHead(), sh_degree=0).eval(), means, normals, scale, opacity)
 
 
 def test_slopes_are_those_of_the_worked_example() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from placed import placed
 from torch import Tensor
 from torch.nn import functional
 
 from panbench.errors import UserError
-from panbench.gaussians.fields import FieldSpec
-from panbench.gaussians.gaussian_set import GaussianSet
-from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
+from panbench.gaussians.rotation import rotation_matrices
 from panbench.heads import NoHead
 from panbench.models.twodgs import TwoDGS
 from panbench.scene import Camera, Frame
@@ -24,19 +21,7 @@ TOWARDS = torch.tensor([0.0, 0.0, -1.0])
 def discs(means: Tensor, normals: Tensor, scale: float, opacity: float, **settings: float) -> TwoDGS:
     """A model in training, of equal discs at ``means`` [N, 3] with ``normals`` [N, 3], its terms on from the start."""
     model = TwoDGS(NoHead(), sh_degree=0, distortion_start=0, consistency_start=0, **settings)
-    count = len(means)
-    model.gaussians = GaussianSet(count)
-    model.gaussians.add(
-        {
-            "means": FieldSpec((3,), means, 1e-3),
-            "quats": FieldSpec((4,), quats_with_normal(normals), 1e-3),
-            "scales": FieldSpec((2,), torch.full((count, 2), math.log(scale)), 1e-3),
-            "opacities": FieldSpec((), torch.full((count,), opacity).logit(), 1e-3),
-            "features_dc": FieldSpec((3,), torch.zeros(count, 3), 1e-3),
-            "features_rest": FieldSpec((0, 3), torch.zeros(count, 0, 3), 1e-3),
-        }
-    )
-    return model.train()
+    return placed(model.train(), means, normals, scale, opacity)
 
 
 def wall(depth: float, step: float = 0.05) -> Tensor:
