@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from panbench.data.file import File
 from panbench.errors import UserError
 
 # What Pillow raises for files that are cut off, mangled or no images at all.
@@ -17,50 +18,50 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error)
 _INTEGER_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(file: File) -> tuple[int, int]:
     """Width and height from the header.
 
     Raises:
         UserError: the file is missing or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             return image.size
     except _BROKEN as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file, error) from error
 
 
-def read_color(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def read_color(file: File, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Colour image, uint8 [H, W, 3]; ``size`` = (width, height) resamples it (Lanczos).
 
     Raises:
         UserError: the file is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             rgb = image.convert("RGB")
             if size is not None and rgb.size != size:
                 rgb = rgb.resize(size, Image.Resampling.LANCZOS)
             return np.array(rgb)
     except _BROKEN as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file, error) from error
 
 
-def read_integers(path: Path) -> NDArray[np.uint8 | np.uint16 | np.int32]:
+def read_integers(file: File) -> NDArray[np.uint8 | np.uint16 | np.int32]:
     """Single-channel integer image [H, W] (8 or 16 bit: ids, depth in millimetres).
 
     Raises:
         UserError: the file is missing, truncated, no image, or has colour channels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             if image.mode not in _INTEGER_MODES:
                 raise UserError(
-                    f"{path}: has mode {image.mode}; ids and depth need one 8- or 16-bit channel: export it again"
+                    f"{file}: has mode {image.mode}; ids and depth need one 8- or 16-bit channel: export it again"
                 )
             return np.array(image)
     except _BROKEN as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file, error) from error
 
 
 def nearest_index(count: int, source: int) -> NDArray[np.int64]:
@@ -75,7 +76,7 @@ def resize_nearest(image: NDArray[np.generic], width: int, height: int) -> NDArr
     return image[nearest_index(height, image.shape[0])[:, None], nearest_index(width, image.shape[1])]
 
 
-def _unreadable(path: Path, error: BaseException) -> UserError:
-    if not path.exists():
-        return UserError(f"{path}: no such file: the export is incomplete, export the scene again")
-    return UserError(f"{path}: cannot be decoded ({error}): the file is cut off or damaged, copy or export it again")
+def _unreadable(file: File, error: BaseException) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{file}: no such file: the export is incomplete, export the scene again")
+    return UserError(f"{file}: cannot be decoded ({error}): the file is cut off or damaged, copy or export it again")

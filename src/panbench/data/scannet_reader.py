@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panbench.data.cache import ByteBudgetCache
+from panbench.data.file import File
 from panbench.data.images import image_size as size_of_image
 from panbench.data.images import read_color, read_integers, resize_nearest
 from panbench.data.true_depth import TrueDepth
@@ -69,10 +70,10 @@ class FrameFiles:
     number: int
     name: str
     world_to_camera: Tensor
-    color: Path
-    depth: Path | None
-    label: Path | None
-    instance: Path | None
+    color: File
+    depth: File | None
+    label: File | None
+    instance: File | None
     mask_semantic: Path | None
     mask_instance: Path | None
     mask_score: Path | None
@@ -198,7 +199,7 @@ class ScanNetSource:
             )
         return read_color(files.color, (self._output.width, self._output.height))
 
-    def _read_depth(self, files: FrameFiles, path: Path) -> NDArray[np.uint16]:
+    def _read_depth(self, files: FrameFiles, path: File) -> NDArray[np.uint16]:
         """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""
         raw = read_integers(path)
         if raw.dtype == np.uint8:
@@ -215,7 +216,7 @@ class ScanNetSource:
             return None
         return torch.from_numpy(self._looked_up(found, self._true_depth.path))
 
-    def _looked_up(self, depth: NDArray[_D], path: Path) -> NDArray[_D]:
+    def _looked_up(self, depth: NDArray[_D], path: File) -> NDArray[_D]:
         """A map in the depth camera [h, w] at the output size, 0 where that camera does not see."""
         source = self._depth
         assert source is not None  # open_scene gives depth intrinsics whenever it lists depth files
@@ -260,7 +261,7 @@ class ScanNetSource:
         semantic: NDArray[np.integer],
         instance: NDArray[np.integer],
         score: NDArray[np.integer] | None,
-        path: Path,
+        path: File,
     ) -> CompactMap:
         if semantic.shape != instance.shape or (score is not None and score.shape != semantic.shape):
             raise UserError(f"{path}: differs in size from the class and score images of its frame: export all again")
@@ -540,7 +541,7 @@ def _read_facts(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def _read_pinhole(path: Path, image: Path, facts: Mapping[str, str], kind: str) -> Pinhole:
+def _read_pinhole(path: Path, image: File, facts: Mapping[str, str], kind: str) -> Pinhole:
     """Intrinsics at the size of ``image``; the file's are for the size in ``<scene>.txt``, else for the image's own."""
     matrix = _read_matrix(path, (4, 3))
     width, height = size_of_image(image)
