@@ -1,42 +1,28 @@
-"""The verb ``panbench data``: make and inspect data. So far: ``panbench data make-room``."""
+"""The verb ``panbench data``: picks its own verb. One file each: ``data_<verb>.py`` with ``add_to`` and ``run``."""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import importlib
 from collections.abc import Sequence
-from pathlib import Path
 
-_log = logging.getLogger(__name__)
+# verb: (module, what it does). A module has ``add_to(parser)``, which states its options and imports nothing heavy, and
+# ``run(options) -> exit status``.
+VERBS: dict[str, tuple[str, str]] = {
+    "make-room": ("panbench.cli.data_make_room", "make a procedural furnished room in ScanNet-V2's layout"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``panbench data ...``; returns the exit status.
 
     Raises:
-        UserError: with cause and remedy, if the room cannot be made.
+        UserError: with cause and remedy, from the verb.
     """
-    parser = argparse.ArgumentParser(prog="panbench data", description="Make data.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    room = verbs.add_parser("make-room", help="make a procedural furnished room in ScanNet-V2's layout")
-    room.add_argument("--out", type=Path, required=True, help="root folder that the scene is written to")
-    room.add_argument("--size", default="small", help="tiny, small (60 frames 320x240) or full (200 frames 640x480)")
-    room.add_argument("--seed", type=int, default=0, help="which room (0 to 899)")
-    room.add_argument(
-        "--masks",
-        nargs="+",
-        default=None,
-        metavar="PRESET",
-        help="pseudo-mask presets; default: clean light medium heavy",
-    )
-    room.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser = argparse.ArgumentParser(prog="panbench data", description="Make, read and check data.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (module, text) in VERBS.items():
+        options = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
+        importlib.import_module(module).add_to(options)
     args = parser.parse_args(list(argv))
-
-    from panbench.data.mask_noise import PRESETS
-    from panbench.data.rooms import make_room
-
-    folder = make_room(
-        args.out, size=args.size, seed=args.seed, masks=args.masks or tuple(PRESETS), progress=not args.quiet
-    )
-    _log.info("wrote %s", folder)
-    return 0
+    return int(importlib.import_module(VERBS[args.verb][0]).run(args))
