@@ -48,9 +48,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "masks_a"
-    with pytest.raises(KeyboardInterrupt), writer(folder) as out:
-        out.write("0", masks(0))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writer(folder) as out:
+            out.write("0", masks(0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with pytest.raises(UserError, match="unfinished"):
         MaskSet.open(folder)
     with writer(folder) as out:

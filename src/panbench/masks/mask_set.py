@@ -3,7 +3,7 @@
 ::
 
     masks_NAME/semantic_image/STEM.png    class id of the label space, 8 or 16 bit, 0 = void
-               instance_image/STEM.png    16 bit, 1 ... n within the frame (or the scene, if associated), 0 = stuff, none
+               instance_image/STEM.png    16 bit, 1 ... n within the frame or, if associated, the scene; 0 = none
                score/STEM.png             8 bit, 255 x score; optional
                manifest.json              generator, settings, provenance, label space, sha256
 
@@ -165,10 +165,7 @@ class MaskWriter:
         )
         self._size, self._things = labels.size, labels.is_thing()
         self._check_resumable()
-        for kind in (SEMANTIC, INSTANCE):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).is_file():
-            self._save_manifest(folder / _UNFINISHED)
+        self._begun = False
 
     def _check_resumable(self) -> None:
         known = next((p for n in (_UNFINISHED, MANIFEST) if (p := self.folder / n).is_file()), None)
@@ -211,6 +208,9 @@ class MaskWriter:
             raise ValueError(f"frame {stem}: instance ids must lie in 0 ... 65535")
         if (instance[~self._things[semantic]] > 0).any():
             raise ValueError(f"frame {stem}: stuff and void pixels must have instance 0")
+        if not self._begun:
+            self._save_manifest(self.folder / _UNFINISHED)
+            self._begun = True
         try:
             if score is not None:
                 self._save_image(SCORE, stem, score.astype(np.uint8))
