@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # verb: (module, what it does). A module has ``add_to(parser)``, which states its options and imports nothing heavy, and
 # ``run(options) -> exit status``.
 VERBS: dict[str, tuple[str, str]] = {
+    "import": ("panbench.cli.data_import", "convert a nerfstudio, COLMAP, RGB-D or Panoptic Lifting capture"),
     "make-room": ("panbench.cli.data_make_room", "make a procedural furnished room in ScanNet-V2's layout"),
 }
 

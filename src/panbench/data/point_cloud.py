@@ -193,6 +193,7 @@ def _read_las(path: Path) -> _Columns:
     except ImportError as error:
         raise UserError(f"{path}: reading LAS files needs laspy: pip install 'panbench[data]'") from error
     try:
+        _check_las_counts(path)
         with laspy.open(str(path)) as stream:
             count, width = stream.header.point_count, stream.header.point_format.size
             if path.suffix.lower() == ".las" and count * width > path.stat().st_size:
@@ -206,9 +207,20 @@ def _read_las(path: Path) -> _Columns:
             colors = np.stack([np.asarray(data[name]) for name in ("red", "green", "blue")], axis=1).astype(np.float32)
             # The format asks for 16 bits; some programs write 8.
             colors /= np.float32(255 if colors.max(initial=0) <= 255 else 65535)
-    except (laspy.LaspyException, OSError, ValueError, struct.error, EOFError, MemoryError, OverflowError) as error:
+    except (laspy.LaspyException, OSError, EOFError, ValueError, IndexError, struct.error, MemoryError) as error:
         raise UserError(f"{path}: is no whole LAS file ({_brief(error)}): export it again") from error
     return positions, colors, None
+
+
+def _check_las_counts(path: Path) -> None:
+    """Raises: ValueError: the header promises more than the file has bytes, which laspy would take memory for."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(375)
+    version, header, points, records = head[25], *struct.unpack_from("<HII", head, 94)
+    start, extended = struct.unpack_from("<QI", head, 235) if version >= 4 else (0, 0)
+    if not header <= points <= size or records * 54 > points - header or start > size or extended * 60 > size - start:
+        raise ValueError(f"the parts that its header names do not fit into {size} bytes")
 
 
 # ------------------------------------------------------------------------------------------------------------------ PCD
