@@ -132,7 +132,7 @@ def find_scene(
         for place in places:
             if is_scene(place / scene):
                 return place / scene
-    known = {p.name: p for place in reversed(places) for p in place.iterdir() if is_scene(p)}
+    known = {p.name: p for place in reversed(places) for p in place.iterdir() if is_scene(p) and p.name[0] != "."}
     if scene is None and len(known) == 1:
         return next(iter(known.values()))
     wanted = "give data.scene" if scene is None else f"{scene} is not there"
