@@ -179,13 +179,17 @@ class ScanNetSource:
 
     def read_color(self, files: FrameFiles) -> NDArray[np.uint8]:
         """Colour image at the output size."""
+        self.check_size(files)
+        return read_color(files.color, (self._output.width, self._output.height))
+
+    def check_size(self, files: FrameFiles) -> None:
+        """Raises: UserError: the frame's colour image has not the size of the scene's first."""
         stored = size_of_image(files.color)
         if stored != (self._stored.width, self._stored.height):
             raise UserError(
                 f"{files.color}: is {stored[0]}x{stored[1]}, the scene's first image is "
                 f"{self._stored.width}x{self._stored.height}: all colour images of a scene must have one size"
             )
-        return read_color(files.color, (self._output.width, self._output.height))
 
     def _read_depth(self, files: FrameFiles, path: File) -> NDArray[np.uint16]:
         """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""

@@ -8,7 +8,7 @@ from typing import Literal
 from panbench.data import scannet
 from panbench.data.base import SceneDataModule
 from panbench.data.point_cloud import find_point_cloud, with_point_cloud
-from panbench.data.scannetpp_reader import open_scene
+from panbench.data.scannetpp_reader import CameraChoice, Overlap, open_scene
 from panbench.data.select import Select
 from panbench.errors import UserError
 from panbench.scene import Scene
@@ -34,6 +34,9 @@ class ScanNetPPDataModule(SceneDataModule):
         depth_noise: float = 0.0,
         select: Select = "even",
         point_cloud: str | None = None,
+        camera: CameraChoice = "auto",
+        overlap: Overlap = "smallest",
+        test_every: int = 5,
         order_seed: int | None = None,
     ) -> None:
         """Reads nothing yet.
@@ -56,6 +59,10 @@ class ScanNetPPDataModule(SceneDataModule):
             select: which frames ``views`` keeps: "even", "sharpest", "coverage" (:func:`panbench.data.select.choose`).
             point_cloud: a .ply, .las, .laz or .pcd file in the world of the poses, metres: a path, or the name of a
                 file in the scene's folder. Gaussians start from it, and frames without depth get its points as depth.
+            camera: "undistorted": the undistorted DSLR images; "fisheye": those of the lens, undistorted here, which needs
+                OpenCV; "iphone": the video with its depth; "auto": the first of these that is there.
+            overlap: which of several annotated objects a vertex belongs to: "smallest", or "last" listed.
+            test_every: of iPhone frames every n-th kept one is test; 0: none. DSLR images have a split.
             order_seed: seed of the frame order; None: that of ``seed_everything``.
         """
         super().__init__(order_seed)
@@ -74,6 +81,9 @@ class ScanNetPPDataModule(SceneDataModule):
         self.depth_noise = depth_noise
         self.select: Select = select
         self.point_cloud = point_cloud
+        self.camera: CameraChoice = camera
+        self.overlap: Overlap = overlap
+        self.test_every = test_every
 
     def open_scene(self) -> Scene:
         """Find the folder (or make the room) and open it."""
@@ -97,6 +107,8 @@ class ScanNetPPDataModule(SceneDataModule):
             views=self.views,
             depth_noise=self.depth_noise,
             select=self.select,
+            camera=self.camera,
+            overlap=self.overlap,
         )
         if self.point_cloud is None:
             return scene

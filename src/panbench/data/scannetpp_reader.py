@@ -1,12 +1,15 @@
-"""Reads the DSLR part of one ScanNet++ scene, undistorted.
+"""Reads the DSLR part of one ScanNet++ scene, undistorted or as the fisheye lens saw it.
 
 ::
 
     <scene>/dslr/nerfstudio/transforms_undistorted.json      intrinsics (PINHOLE), frames, test_frames, is_bad
+            dslr/nerfstudio/transforms.json                  the same of the lens (OPENCV_FISHEYE)
             dslr/colmap/images.txt                           poses in the world of the mesh
             dslr/train_test_lists.json                       the split; without it frames and test_frames
             dslr/undistorted_images/NAME.JPG                 or resized_undistorted_images, as in the release
             dslr/undistorted_anon_masks/NAME.png             or resized_undistorted_masks: 255 where nothing is hidden
+            dslr/resized_images/NAME.JPG                     or original_images: of the lens
+            dslr/resized_anon_masks/NAME.png                 or original_anon_masks: of the lens
             scans/mesh_aligned_0.05.ply                      depth, and the ground truth's shape
             scans/segments.json segments_anno.json           the ground truth's labels, optional
             masks_<name>/{semantic_image,instance_image,score}/NAME.png          optional: pseudo-masks
@@ -14,7 +17,9 @@
 
 There are no depth or label images of DSLR views: both are cast from the mesh, at the centres of the pixels that are
 worked with. A triangle has the labels of its first vertex. Where annotated objects overlap, a vertex belongs to the
-smallest.
+smallest, or to the last one listed.
+Images of the lens are undistorted when they are decoded, by ScanNet++'s own recipe; all maps, and the pseudo-masks, are
+those of the pinhole camera that results.
 Hidden pixels have no depth and no labels; their colours stay in.
 """
 
@@ -25,15 +30,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from panbench.data.images import image_size as size_of_image
-from panbench.data.images import read_integers, resize_nearest
+from panbench.data.images import read_color, read_integers, resize_nearest
 from panbench.data.mesh import MeshCaster, read_mesh
 from panbench.data.scannet_reader import (
     MILLIMETRES,
@@ -53,13 +59,38 @@ from panbench.data.scannet_reader import (
     smallest_ids,
 )
 from panbench.data.select import Candidate, Select, choose
+from panbench.data.undistort import Lens, Undistortion
 from panbench.errors import UserError
-from panbench.scene import LabelSpace, Scene
+from panbench.scene import Camera, LabelSpace, Scene
 
 log = logging.getLogger(__name__)
 
-IMAGE_FOLDERS = ("undistorted_images", "resized_undistorted_images")
-HIDDEN_FOLDERS = ("undistorted_anon_masks", "resized_undistorted_masks")
+CameraChoice = Literal["auto", "undistorted", "fisheye", "iphone"]
+Overlap = Literal["smallest", "last"]
+
+
+@dataclass(frozen=True)
+class DslrFiles:
+    """Names of the files of one form of the DSLR images: transforms, camera model in it, images, what is hidden."""
+
+    transforms: str
+    model: str
+    images: tuple[str, ...]
+    hidden: tuple[str, ...]
+
+
+UNDISTORTED = DslrFiles(
+    "transforms_undistorted.json",
+    "PINHOLE",
+    ("undistorted_images", "resized_undistorted_images"),
+    ("undistorted_anon_masks", "resized_undistorted_masks"),
+)
+FISHEYE = DslrFiles(
+    "transforms.json",
+    "OPENCV_FISHEYE",
+    ("resized_images", "original_images"),
+    ("resized_anon_masks", "original_anon_masks"),
+)
 _POSE_TOLERANCE = 0.01  # metres and parts of 1, between the poses of the two files
 
 
@@ -85,15 +116,34 @@ class ScanNetPPSource(ScanNetSource):
         cache_bytes: int,
         caster: MeshCaster,
         vertices: VertexLabels | None,
+        undistortion: Undistortion | None = None,
     ) -> None:
-        """Args: the frames, and of each the image of what is hidden; intrinsics of the colour files; output (width,
-        height); label space; depth [m] beyond which a surface counts as none; bytes the cache may take; the mesh; its
-        labels, if any.
+        """Args: the frames, and of each the image of what is hidden; intrinsics of the colour files, or of what
+        undistortion makes of them; output (width, height); label space; depth [m] beyond which a surface counts as
+        none; bytes the cache may take; the mesh; its labels, if any; how images of a lens become those of a pinhole
+        camera.
         """
         super().__init__(files, color, None, size, labels, max_depth, cache_bytes)
         self._hidden = list(hidden)
         self._caster = caster
         self._vertices = vertices
+        self._undistortion = undistortion
+
+    def read_color(self, files: FrameFiles) -> NDArray[np.uint8]:
+        if self._undistortion is None:
+            return super().read_color(files)
+        self.check_size(files)
+        straight = Image.fromarray(self._undistortion.color(read_color(files.color)))
+        camera = self.camera(0)
+        return np.array(straight.resize((camera.width, camera.height), Image.Resampling.LANCZOS))
+
+    def _shown(self, path: Path, camera: Camera) -> NDArray[np.bool_]:
+        """Where nothing is hidden [H, W]."""
+        mask = read_integers(path)
+        if self._undistortion is not None:
+            k = self._undistortion.pinhole
+            mask = self._undistortion.hidden(resize_nearest(mask, k.width, k.height).astype(np.uint8))
+        return resize_nearest(mask, camera.width, camera.height) == 255
 
     def decode(self, index: int) -> CompactFrame:
         files = self.files[index]
@@ -102,7 +152,7 @@ class ScanNetPPSource(ScanNetSource):
         shown = np.ones(depth.shape, dtype=bool)
         path = self._hidden[index]
         if path is not None:
-            shown = resize_nearest(read_integers(path), camera.width, camera.height) == 255
+            shown = self._shown(path, camera)
         masks = self.read_masks(files)
         if masks is not None:
             masks = replace(masks, semantic=masks.semantic * shown, instance=masks.instance * shown)
@@ -136,6 +186,8 @@ def open_scene(
     views: int | None = None,
     depth_noise: float = 0.0,
     select: Select = "even",
+    camera: CameraChoice = "auto",
+    overlap: Overlap = "smallest",
 ) -> Scene:
     """Open a scene folder; the mesh is read now, images when they are asked for.
 
@@ -156,6 +208,9 @@ def open_scene(
         views: number of training frames; None: all.
         depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
         select: which frames ``views`` keeps (:func:`panbench.data.select.choose`).
+        camera: which images: "undistorted", those of the lens ("fisheye"), or "auto", the first of these that is there.
+        overlap: which of several annotated objects a vertex belongs to: the "smallest", as in ScanNet++'s training in
+            3D, or the "last" one listed, as in its toolbox for 2D.
 
     Raises:
         UserError: something is missing, damaged or contradictory; names the file and the remedy.
@@ -167,11 +222,12 @@ def open_scene(
     check_views_and_noise(views, depth_noise)
     labels = read_labels(folder, label_space)
     mask_folder = find_masks(folder, masks)
-    transforms = _read_transforms(folder)
-    poses = _read_poses(folder, transforms)
-    train, test = _read_split(folder, transforms, poses, include_bad)
+    form = _form(folder, camera)
+    transforms = _read_transforms(folder, form)
+    poses = _read_poses(folder, form, transforms)
+    train, test = _read_split(folder, form, transforms, poses, include_bad)
     train = train[::stride]
-    images, hidden = _find_images(folder, sorted({*train, *test}))
+    images, hidden = _find_images(folder, form, sorted({*train, *test}))
     train = [train[i] for i in choose([_candidate(images[n], poses[n]) for n in train], views, select, folder)]
     if not train:
         raise UserError(f"{folder}: no training frames are left: check its lists, data.stride and data.include_bad")
@@ -184,18 +240,22 @@ def open_scene(
     ]
     trained = [files[place[name]] for name in train]
     check_masked(trained, mask_folder)
-    color = _pinhole(folder, transforms, images[names[0]])
+    lens = _lens(folder, form, transforms, images[names[0]])
+    undistortion = Undistortion(lens) if lens.model == "fisheye" else None
+    color = (
+        undistortion.pinhole if undistortion else Pinhole(lens.width, lens.height, lens.fx, lens.fy, lens.cx, lens.cy)
+    )
     size = image_size or (color.width, color.height)
     vertices, faces = read_mesh(folder / "scans" / "mesh_aligned_0.05.ply")
-    truth = _read_annotation(folder / "scans", len(vertices), _raw_labels(folder, label_space, labels))
+    truth = read_annotation(folder, len(vertices), label_space, labels, overlap)
     log.info(
-        "%s: %d train, %d test, %dx%d, mesh of %d triangles, %s, masks %s",
-        folder.name, len(train), len(test), *size, len(faces), "ground truth" if truth else "no ground truth",
+        "%s: %s, %d train, %d test, %dx%d, mesh of %d triangles, %s, masks %s",
+        folder.name, "fisheye DSLR" if undistortion else "undistorted DSLR", len(train), len(test), *size, len(faces), "ground truth" if truth else "no ground truth",
         mask_folder.name if mask_folder else "none",
     )  # fmt: skip
     source = ScanNetPPSource(
         files, [hidden.get(n) for n in names], color, size, labels, max_depth, cache_bytes, MeshCaster(vertices, faces),
-        truth,
+        truth, undistortion,
     )  # fmt: skip
     return Scene(
         dataset="scannetpp",
@@ -231,20 +291,27 @@ def _read_json(path: Path, remedy: str) -> Any:
         raise UserError(f"{path}: is no JSON file ({error}): {remedy}") from error
 
 
-def _read_transforms(folder: Path) -> Mapping[str, Any]:
-    path = folder / "dslr" / "nerfstudio" / "transforms_undistorted.json"
-    if not path.is_file() and (path.parent / "transforms.json").is_file():
-        raise UserError(
-            f"{path}: no such file, only the fisheye images are there: undistort them with the ScanNet++ toolbox "
-            "(python -m dslr.undistort dslr/configs/undistort.yml)"
-        )
-    data = _read_json(path, "check data.root and data.scene, or download the scene's dslr folder again")
+def _form(folder: Path, camera: CameraChoice) -> DslrFiles:
+    """Which of the two forms of the DSLR images to read."""
+    if camera == "fisheye":
+        return FISHEYE
+    transforms = folder / "dslr" / "nerfstudio"
+    only_lens = not (transforms / UNDISTORTED.transforms).is_file() and (transforms / FISHEYE.transforms).is_file()
+    return FISHEYE if camera == "auto" and only_lens else UNDISTORTED
+
+
+def _transforms_path(folder: Path, form: DslrFiles) -> Path:
+    return folder / "dslr" / "nerfstudio" / form.transforms
+
+
+def _read_transforms(folder: Path, form: DslrFiles) -> Mapping[str, Any]:
+    path = _transforms_path(folder, form)
+    data = _read_json(path, "check data.root, data.scene and data.camera, or download the scene's dslr folder again")
     if not isinstance(data, Mapping) or not isinstance(data.get("frames"), list):
         raise UserError(f"{path}: has no list of frames: write or download it again")
-    if data.get("camera_model") != "PINHOLE":
+    if data.get("camera_model") != form.model:
         raise UserError(
-            f"{path}: camera_model is {data.get('camera_model')}, not PINHOLE: undistort the images with the ScanNet++ "
-            "toolbox (python -m dslr.undistort dslr/configs/undistort.yml)"
+            f"{path}: camera_model is {data.get('camera_model')}, not {form.model}: write or download it again"
         )
     for frame in [*data["frames"], *data.get("test_frames", [])]:
         if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
@@ -252,9 +319,9 @@ def _read_transforms(folder: Path) -> Mapping[str, Any]:
     return data
 
 
-def _read_poses(folder: Path, transforms: Mapping[str, Any]) -> dict[str, NDArray[np.float64] | None]:
+def _read_poses(folder: Path, form: DslrFiles, transforms: Mapping[str, Any]) -> dict[str, NDArray[np.float64] | None]:
     """Camera to world by file name; None where a pose is not finite."""
-    path = folder / "dslr" / "nerfstudio" / "transforms_undistorted.json"
+    path = _transforms_path(folder, form)
     poses: dict[str, NDArray[np.float64] | None] = {}
     for frame in [*transforms["frames"], *transforms.get("test_frames", [])]:
         try:
@@ -320,6 +387,7 @@ def _rigid(pose: NDArray[np.float64], path: Path, name: str) -> NDArray[np.float
 
 def _read_split(
     folder: Path,
+    form: DslrFiles,
     transforms: Mapping[str, Any],
     poses: Mapping[str, NDArray[np.float64] | None],
     include_bad: bool,
@@ -339,7 +407,7 @@ def _read_split(
         }
     for name in (*lists["train"], *lists["test"]):
         if name not in poses:
-            raise UserError(f"{path}: names {name}, which transforms_undistorted.json does not: download both again")
+            raise UserError(f"{path}: names {name}, which {form.transforms} does not: download both again")
     both = sorted(set(lists["train"]) & set(lists["test"]))
     if both:
         raise UserError(f"{path}: {both[0]} is both train and test ({len(both)} such frames): download it again")
@@ -351,19 +419,19 @@ def _read_split(
     return train, sorted(name for name in lists["test"] if poses[name] is not None)
 
 
-def _find_images(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+def _find_images(folder: Path, form: DslrFiles, names: Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """The colour image of each frame, and the images of what is hidden, where there are any."""
-    images = next((p for n in IMAGE_FOLDERS if (p := folder / "dslr" / n).is_dir()), None)
+    images = next((p for n in form.images if (p := folder / "dslr" / n).is_dir()), None)
     if images is None:
         raise UserError(
-            f"{folder / 'dslr' / IMAGE_FOLDERS[0]}: no such folder, nor {IMAGE_FOLDERS[1]}: download or undistort the "
-            "images (python -m dslr.undistort of the ScanNet++ toolbox)"
+            f"{folder / 'dslr' / form.images[0]}: no such folder, nor {form.images[1]}: download the scene's dslr "
+            "folder again, or set data.camera to what is there"
         )
     missing = [name for name in names if not (images / name).is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{images / missing[0]}: no such file{more}: download or undistort the images again")
-    masks = next((p for n in HIDDEN_FOLDERS if (p := folder / "dslr" / n).is_dir()), None)
+        raise UserError(f"{images / missing[0]}: no such file{more}: download the images again")
+    masks = next((p for n in form.hidden if (p := folder / "dslr" / n).is_dir()), None)
     hidden = {} if masks is None else {n: p for n in names if (p := masks / f"{Path(n).stem}.png").is_file()}
     return {name: images / name for name in names}, hidden
 
@@ -403,23 +471,27 @@ def _frame_files(
     )
 
 
-def _pinhole(folder: Path, transforms: Mapping[str, Any], image: Path) -> Pinhole:
-    """Intrinsics at the size of ``image``. The files' pixels have their centres at + 0.5, as here."""
-    path = folder / "dslr" / "nerfstudio" / "transforms_undistorted.json"
+def _lens(folder: Path, form: DslrFiles, transforms: Mapping[str, Any], image: Path) -> Lens:
+    """The camera, at the size of ``image``. The files' pixels have their centres at + 0.5, as here."""
+    path = _transforms_path(folder, form)
+    bent = form.model == "OPENCV_FISHEYE"
     try:
         width, height = int(transforms["w"]), int(transforms["h"])
         fx, fy, cx, cy = (float(transforms[key]) for key in ("fl_x", "fl_y", "cx", "cy"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: w, h, fl_x, fl_y, cx or cy is missing or no number: download it again") from error
+        coefficients = tuple(float(transforms[key]) for key in ("k1", "k2", "k3", "k4")) if bent else ()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = "w, h, fl_x, fl_y, cx, cy or k1 ... k4" if bent else "w, h, fl_x, fl_y, cx or cy"
+        raise UserError(f"{path}: {what} is missing or no number: download it again") from error
     stored = size_of_image(image)
-    if not (np.isfinite([fx, fy, cx, cy]).all() and min(fx, fy, width, height) > 0):
+    if not (np.isfinite([fx, fy, cx, cy, *coefficients]).all() and min(fx, fy, width, height) > 0):
         raise UserError(f"{path}: focal length ({fx:g}, {fy:g}) or size {width}x{height} is not positive: correct it")
     if abs(stored[0] * height - stored[1] * width) > max(width, height):
         raise UserError(
             f"{image}: is {stored[0]}x{stored[1]}, the intrinsics in {path.name} are for {width}x{height}: "
             "the images and the file are of different undistortions, write both again"
         )
-    return Pinhole(width, height, fx, fy, cx, cy).resized(*stored)
+    k = Pinhole(width, height, fx, fy, cx, cy).resized(*stored)
+    return Lens("fisheye" if bent else "pinhole", *stored, k.fx, k.fy, k.cx, k.cy, coefficients)
 
 
 def _raw_labels(folder: Path, label_space: Path | None, labels: LabelSpace) -> dict[str, int]:
@@ -435,8 +507,15 @@ def _raw_labels(folder: Path, label_space: Path | None, labels: LabelSpace) -> d
     return out
 
 
-def _read_annotation(scans: Path, count: int, raw_labels: Mapping[str, int]) -> VertexLabels | None:
-    """Labels of the mesh's vertices; None where the scene has no annotation."""
+def read_annotation(
+    folder: Path, count: int, label_space: Path | None, labels: LabelSpace, overlap: Overlap
+) -> VertexLabels | None:
+    """Labels of the mesh's ``count`` vertices; None where the scene has no annotation.
+
+    Raises:
+        UserError: the annotation is damaged, or not of this mesh.
+    """
+    scans, raw_labels = folder / "scans", _raw_labels(folder, label_space, labels)
     segments_path, groups_path = scans / "segments.json", scans / "segments_anno.json"
     if not segments_path.is_file() and not groups_path.is_file():
         return None
@@ -460,6 +539,7 @@ def _read_annotation(scans: Path, count: int, raw_labels: Mapping[str, int]) -> 
     members = [(k, label, np.flatnonzero(np.isin(segments, part))) for k, label, part in groups if label != "REMOVE"]
     semantic, instance = np.zeros((2, count), dtype=np.int32)
     # Largest first, so that the smallest object has the last word on a vertex.
-    for k, label, vertices in sorted(members, key=lambda m: -len(m[2])):
+    order = sorted(members, key=lambda m: -len(m[2])) if overlap == "smallest" else members
+    for k, label, vertices in order:
         semantic[vertices], instance[vertices] = raw_labels.get(label, 0), k
     return VertexLabels(semantic, instance)
