@@ -22,6 +22,7 @@ from panbench.data.check_geometry import (
     DepthView,
     agreement,
     best_reading,
+    best_scale,
     pick_pairs,
     same_points,
 )
@@ -195,28 +196,28 @@ def _check_readings(
             held[index] = DepthView(cameras[index], depth.numpy())
     views = [(held[a], held[b]) for a, b in chosen if a in held and b in held]
     found = agreement(views, AS_READ)
-    told = False
+    told, plausible = False, _PLAUSIBLE[0] < median < _PLAUSIBLE[1]
     if found.points >= LEAST_POINTS and found.fit < GOOD_FIT:
-        reading, best = best_reading(views)
+        # Depth of a wrong unit may be so coarse that it would fit any poses.
+        reading, best = best_reading(views) if plausible else best_scale(views)
         if best.landed >= LEAST_POINTS and best.fit >= GOOD_FIT and best.fit > found.fit + 0.15:
             told = True
             if reading.inverse or not np.array_equal(reading.axes, AS_READ.axes):
                 faults.add(
                     "camera-axes", "error", pose_place,
-                    f"depth of different frames meets in {found.fit:.0%} of the points with the poses as camera to world, "
-                    f"OpenCV axes, and in {best.fit:.0%} with {reading.text}",
+                    f"depth of two frames meets in {found.fit:.0%} of the points with the poses as {AS_READ.text}, "
+                    f"and in {best.fit:.0%} as {reading.text}",
                     "convert the poses to camera to world with x right, y down, z forward",
                 )  # fmt: skip
             if not 1 / _UNIT < reading.scale < _UNIT:
                 _tell_scale(faults, reading.scale, median, pose_place, depth_place)
-        elif found.landed >= LEAST_POINTS:
-            told = True
+        elif found.landed >= LEAST_POINTS and plausible:
             faults.add(
                 "inconsistent", "error", pose_place,
-                f"depth of different frames meets in {found.fit:.0%} of the points only, and no other reading is better",
+                f"depth of two frames meets in {found.fit:.0%} of the points only; no other reading is better",
                 "check that poses, intrinsics and depth belong to these images",
             )  # fmt: skip
-    if not told and not _PLAUSIBLE[0] < median < _PLAUSIBLE[1]:
+    if not told and not plausible:
         faults.add(
             "depth-scale", "error", depth_place, f"its median depth is {median:.3g} m, which no room has",
             "write depth as whole millimetres in 16 bit",
@@ -320,7 +321,7 @@ def _check_pictures(
             )  # fmt: skip
         if look.holes > _HOLES:
             faults.add(
-                "depth-holes", "warning", place(look.index, "depth"), f"no depth in more than {_HOLES:.0%} of the pixels",
+                "depth-holes", "warning", place(look.index, "depth"), f"more than {_HOLES:.0%} have no depth",
                 "leave the frame out, or go on knowing it", [source.name(look.index)],
             )  # fmt: skip
     holes = float(np.median([look.holes for look in looks]))

@@ -32,7 +32,7 @@ class Reading:
 
     Attributes:
         inverse: the files hold world to camera, not camera to world.
-        axes: [3, 3], the camera axes of the files, as columns, in OpenCV's.
+        axes: [3, 3], takes directions in OpenCV's camera axes to the camera axes of the files.
         scale: what depth is multiplied with to be in the unit of the poses.
     """
 
@@ -58,6 +58,8 @@ class Agreement:
         before: of the landed, the ones that lie before the surface measured there: contradictions. The others that do
             not agree lie behind it and may be hidden.
         error: median of |z − depth| / depth of the landed points that do not lie far behind; NaN without any.
+        fit: median over pairs of agreeing / landed; where few land, of a quarter of the points, as under a wrong reading
+            most miss.
     """
 
     points: int
@@ -65,16 +67,12 @@ class Agreement:
     agreeing: int
     before: int
     error: float
+    fit: float
 
     @property
     def share(self) -> float:
         """Agreeing of those that are not hidden; 0 without any."""
         return self.agreeing / max(self.agreeing + self.before, 1)
-
-    @property
-    def fit(self) -> float:
-        """Agreeing of the landed; if few land, of a quarter of the points: a wrong reading lets most miss."""
-        return self.agreeing / max(self.landed, self.points // 4, 1)
 
 
 def pick_pairs(cameras: Sequence[Camera], most: int) -> list[tuple[int, int]]:
@@ -102,15 +100,15 @@ def pick_pairs(cameras: Sequence[Camera], most: int) -> list[tuple[int, int]]:
 
 def agreement(views: Sequence[tuple[DepthView, DepthView]], reading: Reading) -> Agreement:
     """Carries points of each first frame over to its second and back."""
-    counts = np.zeros(4, dtype=np.int64)
-    errors: list[NDArray[np.float64]] = []
-    for pair in views:
-        for source, target in (pair, pair[::-1]):
-            found, error = _carry(source, target, reading)
-            counts += found
-            errors.append(error)
-    error = np.concatenate(errors) if errors else np.zeros(0)
-    return Agreement(*counts.tolist(), float(np.median(error)) if error.size else float("nan"))
+    carried = [_carry(a, b, reading) for pair in views for a, b in (pair, pair[::-1])]
+    points, landed, agreeing, before = (sum(counts[k] for counts, _ in carried) for k in range(4))
+    error = np.concatenate([e for _, e in carried]) if carried else np.zeros(0)
+    fits = [counts[2] / max(counts[1], counts[0] // 4, 1) for counts, _ in carried]
+    return Agreement(
+        points, landed, agreeing, before,
+        error=float(np.median(error)) if error.size else float("nan"),
+        fit=float(np.median(fits)) if fits else 0.0,
+    )  # fmt: skip
 
 
 def relative_error(source: DepthView, target: DepthView) -> NDArray[np.float32]:
@@ -150,14 +148,25 @@ def best_reading(views: Sequence[tuple[DepthView, DepthView]]) -> tuple[Reading,
         ]
         odd = max(((r, agreement(some, r)) for r in every), key=_fit)[0]
         best = max(best, (odd, agreement(views, odd)), key=_fit)
-    for step in (0.12, 0.05, 0.02, 0.008):
-        around = (replace(best[0], scale=best[0].scale * 10.0**d) for d in (-step, step))
-        best = max([best, *((r, agreement(views, r)) for r in around)], key=_fit)
-    return best
+    return _refined(views, best)
+
+
+def best_scale(views: Sequence[tuple[DepthView, DepthView]]) -> tuple[Reading, Agreement]:
+    """The scale of depth under which most points agree, the poses being read as they are."""
+    return _refined(views, _coarse_scale(views, AS_READ))
 
 
 def _fit(found: tuple[Reading, Agreement]) -> float:
     return found[1].fit
+
+
+def _refined(
+    views: Sequence[tuple[DepthView, DepthView]], best: tuple[Reading, Agreement]
+) -> tuple[Reading, Agreement]:
+    for step in (0.12, 0.05, 0.02, 0.008):
+        around = (replace(best[0], scale=best[0].scale * 10.0**d) for d in (-step, step))
+        best = max([best, *((r, agreement(views, r)) for r in around)], key=_fit)
+    return best
 
 
 def _coarse_scale(views: Sequence[tuple[DepthView, DepthView]], reading: Reading) -> tuple[Reading, Agreement]:
@@ -174,11 +183,14 @@ def _grid(view: DepthView) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return v[measured], u[measured]
 
 
-def _carry(source: DepthView, target: DepthView, reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _carry(
+    source: DepthView, target: DepthView, reading: Reading
+) -> tuple[tuple[int, int, int, int], NDArray[np.float64]]:
+    """Points, landed, agreeing, before; and the errors of those that do not lie far behind."""
     v, u = _grid(source)
     relative = _look_up(_unproject(source, u, v), source.camera, target, reading).relative
-    agreeing = np.abs(relative) <= TOLERANCE
-    counts = np.array([len(u), len(relative), agreeing.sum(), (relative < -TOLERANCE).sum()])
+    agreeing = int((np.abs(relative) <= TOLERANCE).sum())
+    counts = (len(u), len(relative), agreeing, int((relative < -TOLERANCE).sum()))
     return counts, np.abs(relative[relative < 4 * TOLERANCE])
 
 
@@ -247,9 +259,8 @@ def _axes_text(axes: NDArray[np.float64]) -> str:
     if np.array_equal(axes, _OPENGL):
         return "OpenGL axes"
     names = (("left", "right"), ("up", "down"), ("backward", "forward"))
-    # Row k of `axes` says along which axis of the files the camera's k-th direction lies.
     parts: list[str] = []
-    for column, letter in enumerate("xyz"):
-        row = int(np.abs(axes[:, column]).argmax())
-        parts.append(f"{letter} {names[row][int(axes[row, column] > 0)]}")
+    for row, letter in zip(axes, "xyz", strict=True):  # an axis of the files, in OpenCV's
+        along = int(np.abs(row).argmax())
+        parts.append(f"{letter} {names[along][int(row[along] > 0)]}")
     return "axes " + ", ".join(parts)
