@@ -13,9 +13,10 @@ from panbench.data.check_faults import Faults, Report, count
 from panbench.data.check_files import Inventory, check_labels, take_stock
 from panbench.data.check_frames import check_frames
 from panbench.data.detect import ANY_DEPTH, Found, mask_sets, open_found
+from panbench.data.preview import Shown
 from panbench.data.scannet_reader import ScanNetSource
 from panbench.errors import UserError
-from panbench.scene import FrameSource, LabelSpace
+from panbench.scene import FrameSource, LabelSpace, Scene
 
 _WIDTH = 640  # pictures are compared at this width at most
 _PAIRS, _PAIRS_QUICK = 24, 8
@@ -64,6 +65,28 @@ def summary(report: Report) -> str:
     return "; ".join(parts)
 
 
+def to_show(found: Found) -> Shown:
+    """What there is to show of a scene: as its reader opens it with its first mask set; if the reader refuses, the
+    frames that are whole.
+
+    Raises:
+        UserError: there is nothing to show.
+    """
+    try:
+        masks = next(iter(mask_sets(found.folder)), None)
+        scene = _open_small(found, masks)
+        return Shown(scene.source, scene.labels, frozenset(scene.train))
+    except UserError:
+        if found.layout != "scannet":
+            raise
+        stock = take_stock(found.folder, Faults())
+        source = _whole_source(stock, Faults())
+        if source is None:
+            raise
+        train = frozenset(i for i, f in enumerate(source.files) if f.number in stock.train)
+        return Shown(source, stock.labels or LabelSpace(found.folder.name, ()), train)
+
+
 def _check_exported(
     found: Found, quick: bool, faults: Faults, begin: Callable[[int], Callable[[], object]]
 ) -> tuple[int, int, dict[str, float]]:
@@ -102,11 +125,7 @@ def _check_other(
     """A layout that is checked through its reader: files up to the reader's first fault, frames in full."""
     masks = next(iter(mask_sets(found.folder)), None)
     try:
-        scene = open_found(found, masks)
-        first = scene.source.camera(0)
-        size = _working_size(first.width, first.height)
-        if size != (first.width, first.height):
-            scene = open_found(found, masks, size)
+        scene = _open_small(found, masks)
     except UserError as error:
         faults.add_error("unreadable", error)
         return 0, 0, {}
@@ -119,6 +138,13 @@ def _check_other(
 
     labels = scene.labels if masks else None
     return len(source), len(picks), check_frames(source, picks, faults, place, labels, pairs, begin(len(picks)))
+
+
+def _open_small(found: Found, masks: str | None) -> Scene:
+    scene = open_found(found, masks)
+    first = scene.source.camera(0)
+    size = _working_size(first.width, first.height)
+    return scene if size == (first.width, first.height) else open_found(found, masks, size)
 
 
 def _working_size(width: int, height: int) -> tuple[int, int]:

@@ -58,8 +58,8 @@ class Agreement:
         before: of the landed, the ones that lie before the surface measured there: contradictions. The others that do
             not agree lie behind it and may be hidden.
         error: median of |z − depth| / depth of the landed points that do not lie far behind; NaN without any.
-        fit: median over pairs of agreeing / landed; where few land, of a quarter of the points, as under a wrong reading
-            most miss.
+        fit: median over pairs of agreeing / landed; where few land, of agreeing / a quarter of the points, as under a
+            wrong reading most miss.
     """
 
     points: int
