@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from panbench.data.check_faults import Faults, count
 from panbench.data.images import image_size, read_integers
-from panbench.data.scannet_reader import COLOR_SUFFIXES, FrameFiles, Pinhole, nearest_rotation, read_labels
+from panbench.data.label_tables import read_labels
+from panbench.data.scannet_files import FrameFiles, Pinhole, inverse_of_rigid, read_facts, rigid
+from panbench.data.scannet_reader import COLOR_SUFFIXES
 from panbench.errors import UserError
 from panbench.scene import LabelSpace
 
@@ -282,9 +284,9 @@ def read_matrix(path: Path) -> NDArray[np.float64]:
 
 def _read_poses(
     pose: Mapping[int, Path], color: Mapping[int, Path], faults: Faults
-) -> tuple[dict[int, torch.Tensor], set[int]]:
+) -> tuple[dict[int, Tensor], set[int]]:
     """World to camera of the frames that have a rigid pose, and the frames whose pose is not finite."""
-    poses: dict[int, torch.Tensor] = {}
+    poses: dict[int, Tensor] = {}
     lost: set[int] = set()
     for number, path in pose.items():
         try:
@@ -295,13 +297,12 @@ def _read_poses(
         if not np.isfinite(matrix).all():
             lost.add(number)
             continue
-        rotation = nearest_rotation(matrix[:3, :3]) if matrix.shape == (4, 4) else None
-        if rotation is None or np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-3:
-            faults.add("not-rigid", "error", path.parent, _why_not_rigid(matrix), _EXPORT, [path.stem])
+        whole = matrix.shape == (4, 4) and np.abs(matrix[3] - (0, 0, 0, 1)).max() <= 1e-3
+        exact = rigid(matrix) if whole else None
+        if exact is None:
+            faults.add("not-rigid", "error", path.parent, _why_not_rigid(matrix, whole), _EXPORT, [path.stem])
             continue
-        out = np.eye(4)
-        out[:3, :3], out[:3, 3] = rotation.T, -rotation.T @ matrix[:3, 3]
-        poses[number] = torch.from_numpy(out.astype(np.float32))
+        poses[number] = inverse_of_rigid(exact)
     if lost and len(lost) == len(pose):
         faults.add(
             "lost-pose",
@@ -323,21 +324,20 @@ def _read_poses(
     return {n: m for n, m in poses.items() if n in color}, lost
 
 
-def _why_not_rigid(matrix: NDArray[np.float64]) -> str:
-    if matrix.shape != (4, 4) or np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-3:
+def _why_not_rigid(matrix: NDArray[np.float64], whole: bool) -> str:
+    if not whole:
         return "the last row of the pose is not 0 0 0 1"
     determinant = float(np.linalg.det(matrix[:3, :3]))
     if determinant < 0:
         return "the pose mirrors (one axis is reversed)"
-    size = np.cbrt(determinant)
-    if abs(size - 1) > 0.01 and nearest_rotation(matrix[:3, :3] / max(size, 1e-12)) is not None:
-        return "the pose scales as well as rotates"
-    return "the 3x3 part of the pose is no rotation"
+    scaled = matrix.copy()
+    scaled[:3, :3] /= max(float(np.cbrt(determinant)), 1e-12)
+    return "the 3x3 part of the pose is no rotation" if rigid(scaled) is None else "the pose scales as well as rotates"
 
 
 def _read_labels(folder: Path, faults: Faults) -> LabelSpace | None:
     try:
-        return read_labels(folder, None)
+        return read_labels(folder, None, default="scannet20")
     except UserError as error:
         faults.add_error("classes", error)
         return None
@@ -378,7 +378,7 @@ def _read_intrinsics(
     folder: Path, color: tuple[int, int] | None, depth: tuple[int, int] | None, faults: Faults
 ) -> tuple[Pinhole | None, Pinhole | None]:
     """Intrinsics at the stored sizes."""
-    facts = _read_facts(folder / f"{folder.name}.txt")
+    facts = read_facts(folder)
     first = _pinhole(folder / "intrinsic" / "intrinsic_color.txt", color, facts, "color", faults)
     if depth is None or color is None:
         return first, None
@@ -394,13 +394,6 @@ def _read_intrinsics(
     if own:
         return first, _pinhole(path, depth, facts, "depth", faults)
     return first, None if first is None else first.resized(*depth)
-
-
-def _read_facts(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    pairs = (line.split("=", 1) for line in path.read_text(errors="replace").splitlines() if "=" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _pinhole(

@@ -26,7 +26,8 @@ from panbench.data.check_geometry import (
     pick_pairs,
     same_points,
 )
-from panbench.data.images import read_color, read_integers
+from panbench.data.depth_image import read_depth
+from panbench.data.images import read_color
 from panbench.data.scannet_reader import ScanNetSource
 from panbench.errors import UserError
 from panbench.scene import Camera, Frame, FrameSource, LabelSpace
@@ -120,7 +121,7 @@ def _tell_unreadable(source: FrameSource, index: int, error: UserError, faults: 
     told = False
     if isinstance(source, ScanNetSource):
         files = source.files[index]
-        for file, read in ((files.color, read_color), (files.depth, read_integers)):
+        for file, read in ((files.color, read_color), (files.depth, read_depth)):
             try:
                 if file is not None:
                     read(file)
