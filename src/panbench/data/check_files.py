@@ -354,7 +354,7 @@ def _read_split(
     try:
         data = json.loads(path.read_text())
         train, test = ({int(name) for name in data[part]} for part in ("train", "test"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         faults.add("split", "error", path, 'is not {"train": [frame, ...], "test": [frame, ...]}', "correct it")
         return set(), set()
     strange = sorted((train | test) - known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from panbench.data.detect import LAYOUTS, Found, mask_sets, open_found
 from panbench.errors import UserError
+from panbench.masks.mask_set import read_manifest
 
 _LOOKED_AT = 6  # frames whose depth tells the range
 
@@ -136,10 +136,10 @@ def _mask_info(folder: Path) -> MaskInfo:
     generator = ""
     if (folder / "manifest.json").is_file():
         try:
-            data = json.loads((folder / "manifest.json").read_text())
-            generator = f"by {data['generator']}, labels {data['labels']}"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            generator = "its manifest.json is damaged"
+            manifest = read_manifest(folder / "manifest.json")
+            generator = f"by {manifest.generator}, labels {manifest.labels}"
+        except UserError as error:
+            generator = str(error)
     return MaskInfo(folder.name.removeprefix("masks_"), frames, generator)
 
 

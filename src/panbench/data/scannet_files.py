@@ -220,6 +220,8 @@ def nearest_rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
 def make_pinhole(matrix: NDArray[np.float64], size: tuple[int, int]) -> Pinhole | None:
     """Intrinsics of a matrix whose pixels have their centres at whole numbers; None if they do not fit the size."""
     fx, fy, cx, cy = (float(v) for v in (matrix[0, 0], matrix[1, 1], matrix[0, 2] + 0.5, matrix[1, 2] + 0.5))
+    if min(size) < 1:
+        return None
     # A principal point far from the middle means intrinsics of another image size, the usual slip after resizing.
     centred = 0.25 < cx / size[0] < 0.75 and 0.25 < cy / size[1] < 0.75
     fits = np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0 and centred
