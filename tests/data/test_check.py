@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from panbench.cli.data import main
 from panbench.data.check import check_scene, summary
 from panbench.data.check_faults import Fault, Report
 from panbench.data.detect import detect, find_scenes
@@ -326,3 +327,92 @@ def test_scenes_are_found_below_a_root_and_told_by_their_layout(copy: Path, tmp_
         find_scenes(tmp_path, "nope")
     with pytest.raises(UserError, match=r"no such folder"):
         find_scenes(tmp_path / "nope")
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+def run(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+def test_the_exit_status_tells_errors_from_warnings(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("check", copy, "--quiet") == 0
+    assert "lost-pose" in capsys.readouterr().out
+    assert run("check", copy, "--quiet", "--strict") == 1
+    repose(lambda m: m @ OPENGL)(copy)
+    assert run("check", copy, "--quiet", "--json", tmp_path / "r.json", "--sheet", tmp_path / "s.png") == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^  error    camera-axes    /.*/pose: depth of two frames meets in \d+%", out, re.MULTILINE)
+    assert [f["kind"] for f in json.loads((tmp_path / "r.json").read_text())["faults"]] == ["camera-axes", "lost-pose"]
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.width > 5 * 200
+
+
+def test_several_scenes_are_checked_and_told_one_after_another(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(copy, tmp_path / "scene0000_01")
+    remove("pose/3.txt")(copy)
+    assert run("check", tmp_path, "--quiet", "--json", tmp_path / "r.json") == 1
+    assert [r["scene"] for r in json.loads((tmp_path / "r.json").read_text())] == ["scene0000_01", copy.name]
+    assert run("check", tmp_path, "--scene", "scene0000_01", "--quiet") == 0
+    capsys.readouterr()
+    assert run("info", tmp_path, "--json") == 0
+    assert [s["name"] for s in json.loads(capsys.readouterr().out)] == ["scene0000_01", copy.name]
+    with pytest.raises(UserError, match=r"a sheet shows one scene, there are 2: choose one with --scene"):
+        run("check", tmp_path, "--sheet", tmp_path / "s.png")
+    with pytest.raises(UserError, match=r"holds 2 scenes: choose one with --scene \(scene0000_01, "):
+        run("preview", tmp_path, "--out", tmp_path / "p.png")
+
+
+def test_info_tells_what_is_there(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", copy, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["layout"], told["synthetic"], told["frames"], told["train"], told["test"]) == (
+        "scannet",
+        True,
+        9,
+        7,
+        2,
+    )
+    assert told["size"] == [160, 120]
+    assert told["focal"] == pytest.approx([144.0, 144.0], abs=1e-3)
+    assert told["center"] == pytest.approx([80.0, 60.0], abs=1e-3)
+    low, high, median = told["depth"]
+    every = np.concatenate([np.array(Image.open(p)).ravel() for p in (copy / "depth").iterdir()])
+    assert every[every > 0].min() / 1000 <= low < median < high <= every.max() / 1000
+    assert told["truth"]
+    assert {"chair", "table"} < set(told["things"])
+    assert {"wall", "floor"} < set(told["stuff"])
+    assert told["masks"][0]["name"] == "medium"
+    assert told["masks"][0]["frames"] == len(list((copy / MEDIUM / "semantic_image").iterdir()))
+    head = (copy / f"{copy.name}_vh_clean_2.ply").read_bytes()[:500]
+    assert told["points"][f"{copy.name}_vh_clean_2.ply"] == int(re.search(rb"element vertex (\d+)", head)[1])
+    assert run("info", copy) == 0
+    assert "focal length 144.00 144.00, centre 80.00 60.00 pixels" in capsys.readouterr().out
+
+
+def test_info_of_a_broken_scene_says_why_and_what_helps(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remove("pose/3.txt")(copy)
+    assert run("info", copy) == 0
+    out = capsys.readouterr().out
+    assert "cannot be opened: " in out
+    assert "has no pose of its frame number" in out
+    assert "panbench data check tells everything" in out
+    assert "masks    medium: " in out
+
+
+def test_a_preview_shows_the_frames_even_of_a_scene_that_is_refused(copy: Path, tmp_path: Path) -> None:
+    assert run("preview", copy, "--out", tmp_path / "p.png", "--frames", 3) == 0
+    with Image.open(tmp_path / "p.png") as picture:
+        whole = np.asarray(picture.convert("RGB"))
+    assert whole.std() > 20
+    remove("pose/3.txt")(copy)
+    assert run("preview", copy, "--out", tmp_path / "q.png", "--frames", 3) == 0
+    with pytest.raises(UserError, match=r"x\.jpg: pictures are written as PNG"):
+        run("preview", copy, "--out", tmp_path / "x.jpg")
+    with pytest.raises(UserError, match=r"--frames is 0: show at least one"):
+        run("preview", copy, "--out", tmp_path / "x.png", "--frames", 0)

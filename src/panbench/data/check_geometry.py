@@ -100,7 +100,11 @@ def pick_pairs(cameras: Sequence[Camera], most: int) -> list[tuple[int, int]]:
 
 def agreement(views: Sequence[tuple[DepthView, DepthView]], reading: Reading) -> Agreement:
     """Carries points of each first frame over to its second and back."""
-    carried = [_carry(a, b, reading) for pair in views for a, b in (pair, pair[::-1])]
+    return _agreement(_prepare(views), reading)
+
+
+def _agreement(samples: Sequence[_Sample], reading: Reading) -> Agreement:
+    carried = [_carry(sample, reading) for sample in samples]
     points, landed, agreeing, before = (sum(counts[k] for counts, _ in carried) for k in range(4))
     error = np.concatenate([e for _, e in carried]) if carried else np.zeros(0)
     fits = [counts[2] / max(counts[1], counts[0] // 4, 1) for counts, _ in carried]
@@ -136,42 +140,42 @@ def best_reading(views: Sequence[tuple[DepthView, DepthView]]) -> tuple[Reading,
     Tried are both directions with OpenCV's and OpenGL's axes and scales from 1e-4 to 1e4; if none of them fits, all 24
     ways to name the axes, with depth in metres and millimetres.
     """
+    samples = _prepare(views)
     usual = [Reading(inverse, axes) for inverse in (False, True) for axes in (np.eye(3), _OPENGL)]
-    best = max((_coarse_scale(views, reading) for reading in usual), key=_fit)
+    best = max((_coarse_scale(samples, reading) for reading in usual), key=_fit)
     if best[1].fit < GOOD_FIT:
-        some = views[:: max(1, len(views) // 6)]
+        some = samples[:: max(1, len(samples) // 12)]
         every = [
             Reading(inverse, axes, scale)
             for inverse in (False, True)
             for axes in _rotations()
             for scale in (1.0, 0.001, 1000.0)
         ]
-        odd = max(((r, agreement(some, r)) for r in every), key=_fit)[0]
-        best = max(best, (odd, agreement(views, odd)), key=_fit)
-    return _refined(views, best)
+        odd = max(((r, _agreement(some, r)) for r in every), key=_fit)[0]
+        best = max(best, (odd, _agreement(samples, odd)), key=_fit)
+    return _refined(samples, best)
 
 
 def best_scale(views: Sequence[tuple[DepthView, DepthView]]) -> tuple[Reading, Agreement]:
     """The scale of depth under which most points agree, the poses being read as they are."""
-    return _refined(views, _coarse_scale(views, AS_READ))
+    samples = _prepare(views)
+    return _refined(samples, _coarse_scale(samples, AS_READ))
 
 
 def _fit(found: tuple[Reading, Agreement]) -> float:
     return found[1].fit
 
 
-def _refined(
-    views: Sequence[tuple[DepthView, DepthView]], best: tuple[Reading, Agreement]
-) -> tuple[Reading, Agreement]:
+def _refined(samples: Sequence[_Sample], best: tuple[Reading, Agreement]) -> tuple[Reading, Agreement]:
     for step in (0.12, 0.05, 0.02, 0.008):
         around = (replace(best[0], scale=best[0].scale * 10.0**d) for d in (-step, step))
-        best = max([best, *((r, agreement(views, r)) for r in around)], key=_fit)
+        best = max([best, *((r, _agreement(samples, r)) for r in around)], key=_fit)
     return best
 
 
-def _coarse_scale(views: Sequence[tuple[DepthView, DepthView]], reading: Reading) -> tuple[Reading, Agreement]:
+def _coarse_scale(samples: Sequence[_Sample], reading: Reading) -> tuple[Reading, Agreement]:
     tried = (replace(reading, scale=float(scale)) for scale in 10.0 ** np.arange(-4, 4.01, 0.25))
-    return max(((r, agreement(views, r)) for r in tried), key=_fit)
+    return max(((r, _agreement(samples, r)) for r in tried), key=_fit)
 
 
 def _grid(view: DepthView) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -183,14 +187,30 @@ def _grid(view: DepthView) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return v[measured], u[measured]
 
 
-def _carry(
-    source: DepthView, target: DepthView, reading: Reading
-) -> tuple[tuple[int, int, int, int], NDArray[np.float64]]:
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Some points [P, 3] of a frame in its camera's axes, and the frame to look them up in."""
+
+    points: NDArray[np.float64]
+    camera: Camera
+    target: DepthView
+
+
+def _prepare(views: Sequence[tuple[DepthView, DepthView]]) -> list[_Sample]:
+    """Points of each first frame for its second, and back."""
+    out: list[_Sample] = []
+    for pair in views:
+        for source, target in (pair, pair[::-1]):
+            v, u = _grid(source)
+            out.append(_Sample(_unproject(source, u, v), source.camera, target))
+    return out
+
+
+def _carry(sample: _Sample, reading: Reading) -> tuple[tuple[int, int, int, int], NDArray[np.float64]]:
     """Points, landed, agreeing, before; and the errors of those that do not lie far behind."""
-    v, u = _grid(source)
-    relative = _look_up(_unproject(source, u, v), source.camera, target, reading).relative
+    relative = _look_up(sample.points, sample.camera, sample.target, reading).relative
     agreeing = int((np.abs(relative) <= TOLERANCE).sum())
-    counts = (len(u), len(relative), agreeing, int((relative < -TOLERANCE).sum()))
+    counts = (len(sample.points), len(relative), agreeing, int((relative < -TOLERANCE).sum()))
     return counts, np.abs(relative[relative < 4 * TOLERANCE])
 
 

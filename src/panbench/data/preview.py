@@ -182,11 +182,12 @@ def _upright(points: NDArray[np.float64], up: NDArray[np.float64]) -> NDArray[np
     first = np.cross(up, aside)
     first /= np.linalg.norm(first)
     second = np.cross(first, up)
+    some = points[:: max(1, len(points) // 5000)]
     best: tuple[float, NDArray[np.float64]] | None = None
     for angle in np.radians(np.arange(0, 180, 2)):
         right, down = np.cos(angle) * first + np.sin(angle) * second, np.cos(angle) * second - np.sin(angle) * first
         plane = np.stack([right, down], axis=1)
-        low, high = _extent(points[::7] @ plane)
+        low, high = _extent(some @ plane)
         wide, tall = high - low
         if tall <= wide and (best is None or wide * tall < best[0]):
             best = (float(wide * tall), plane)
@@ -287,7 +288,7 @@ def _write(path: Path, sheet: Image.Image) -> Path:
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are written as PNG: give a name that ends in .png")
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    sheet.save(buffer, format="PNG")
     with replacing(path) as stream:
         stream.write(buffer.getvalue())
     return path
