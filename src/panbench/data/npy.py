@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -25,5 +26,5 @@ def parse_npy(data: bytes) -> NDArray[Any]:
         if kind.kind not in "iuf" or min(shape, default=1) < 1 or math.prod(shape) * kind.itemsize > len(data):
             raise ValueError(f"{kind} {shape} in {len(data)} bytes")
         return np.load(io.BytesIO(data), allow_pickle=False)
-    except (EOFError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+    except (EOFError, SyntaxError, TokenError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise ValueError(str(error)) from error
