@@ -196,7 +196,7 @@ def _read_las(path: Path) -> _Columns:
         raise UserError(f"{path}: reading LAS files needs laspy: pip install 'panbench[data]'") from error
     try:
         _check_las_counts(path)
-        with laspy.open(str(path), mode="r", read_evlrs=False) as stream:
+        with path.open("rb") as file, laspy.LasReader(file, closefd=False, read_evlrs=False) as stream:
             count, width = stream.header.point_count, stream.header.point_format.size
             if path.suffix.lower() == ".las" and count * width > path.stat().st_size:
                 raise ValueError(f"{count} points in a file of {path.stat().st_size} bytes")
