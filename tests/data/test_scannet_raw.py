@@ -397,7 +397,10 @@ def test_every_layout_that_is_offered_is_written(room: Path, tmp_path: Path, mon
         return Path(shutil.copytree(room, out / room.name))
 
     monkeypatch.setattr("panbench.data.rooms.make_room", make)
-    marks = {"scannet-raw": "scans/*/*.sens", "scannetpp": "*/dslr"}
+    marks = {
+        "scannet-raw": "scans/*/*.sens", "scannetpp": "*/dslr", "nerfstudio": "*/transforms.json", "colmap": "*/sparse",
+        "rgbd": "*/depth", "panoptic-lifting": "*/m2f_semantics",
+    }  # fmt: skip
     assert set(marks) <= set(LAYOUTS)
     for layout, mark in marks.items():
         out = tmp_path / layout
