@@ -311,6 +311,12 @@ def test_an_archive_that_is_cut_off_is_named(release: Path) -> None:
         open_scene(release)
 
 
+def test_half_of_the_annotation_is_not_taken_for_all_of_it(release: Path) -> None:
+    (release / f"{release.name}_2d-instance-filt.zip").unlink()
+    with pytest.raises(UserError, match=r"2d-instance-filt\.zip: no such file, but its other half is there"):
+        open_scene(release)
+
+
 def test_an_archive_that_lacks_a_test_frame_is_named(release: Path) -> None:
     path = release / f"{release.name}_2d-label-filt.zip"
     with zipfile.ZipFile(path) as archive:
