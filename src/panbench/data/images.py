@@ -1,4 +1,7 @@
-"""Reading image files into arrays, with errors that name the file; nearest-neighbour resampling of label-like maps."""
+"""Reading image files into arrays, with errors that name the file; nearest-neighbour resampling of label-like maps.
+
+Files are PNG or JPEG, told apart by their first bytes. Sizes are judged by the header, before anything is decoded.
+"""
 
 from __future__ import annotations
 
@@ -9,59 +12,69 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from panbench.data.file import File
 from panbench.errors import UserError
 
-# What Pillow raises for files that are cut off, mangled or no images at all.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error)
-_INTEGER_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L")
+MAX_SIDE = 1 << 14
+MAX_PIXELS = 1 << 26
+# What Pillow raises for files that are cut off or mangled.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, zlib.error, struct.error)
+# Deflate packs at most 1032 bytes into one, and a block of 64 pixels takes at least a bit of a JPEG.
+_DENSEST = 1032
+_INTEGER_MODES = ("1", "L", "P", "I", "I;16")
+_STRETCH = {2: 85, 4: 17}  # Pillow spreads grey of 2 and 4 bit over 0 ... 255
 
 
 def image_size(file: File) -> tuple[int, int]:
     """Width and height from the header.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing, no PNG or JPEG, or of an absurd size.
     """
-    try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
-            return image.size
-    except _BROKEN as error:
-        raise _unreadable(file, error) from error
+    return _open(file)[0].size
 
 
 def read_color(file: File, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Colour image, uint8 [H, W, 3]; ``size`` = (width, height) resamples it (Lanczos).
+    """Colour image, uint8 [H, W, 3]; ``size`` = (width, height) resamples it (Lanczos). 16-bit grey is scaled down.
 
     Raises:
-        UserError: the file is missing, truncated or no image.
+        UserError: the file is missing, truncated, no PNG or JPEG, or of an absurd size.
     """
+    image, _ = _open(file)
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
+        if image.mode in ("I", "I;16"):  # 16-bit grey: Pillow's own conversion clips at 255
+            rgb = Image.fromarray((np.array(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
             rgb = image.convert("RGB")
-            if size is not None and rgb.size != size:
-                rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-            return np.array(rgb)
+        if size is not None and rgb.size != size:
+            rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+        return np.array(rgb)
     except _BROKEN as error:
-        raise _unreadable(file, error) from error
+        raise _damaged(file, error) from error
 
 
 def read_integers(file: File) -> NDArray[np.uint8 | np.uint16 | np.int32]:
-    """Single-channel integer image [H, W] (8 or 16 bit: ids, depth in millimetres).
+    """Single-channel integer image [H, W] (ids, depth in millimetres), as stored in 1 to 16 bit.
+
+    Of an image with a palette these are the indices into it.
 
     Raises:
-        UserError: the file is missing, truncated, no image, or has colour channels.
+        UserError: the file is missing, truncated, no PNG, of an absurd size, or has colour channels.
     """
+    image, bits = _open(file)
+    if isinstance(image, JpegImageFile):
+        raise UserError(f"{file}: is a JPEG, which garbles ids and depth: export it again as PNG")
+    if image.mode not in _INTEGER_MODES:
+        raise UserError(f"{file}: has mode {image.mode}; ids and depth need one 8- or 16-bit channel: export it again")
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
-            if image.mode not in _INTEGER_MODES:
-                raise UserError(
-                    f"{file}: has mode {image.mode}; ids and depth need one 8- or 16-bit channel: export it again"
-                )
-            return np.array(image)
+        if image.mode == "1":
+            return np.array(image).astype(np.uint8)
+        return np.array(image) // _STRETCH[bits] if image.mode == "L" and bits in _STRETCH else np.array(image)
     except _BROKEN as error:
-        raise _unreadable(file, error) from error
+        raise _damaged(file, error) from error
 
 
 def nearest_index(count: int, source: int) -> NDArray[np.int64]:
@@ -76,7 +89,33 @@ def resize_nearest(image: NDArray[np.generic], width: int, height: int) -> NDArr
     return image[nearest_index(height, image.shape[0])[:, None], nearest_index(width, image.shape[1])]
 
 
-def _unreadable(file: File, error: BaseException) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{file}: no such file: the export is incomplete, export the scene again")
+def _open(file: File) -> tuple[PngImageFile | JpegImageFile, int]:
+    """The image, of which only the header has been read, and the bits per value of a PNG (8 of a JPEG)."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file: the export is incomplete, export the scene again") from error
+    except OSError as error:
+        raise _damaged(file, error) from error
+    png = data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR"
+    if not png and data[:3] != b"\xff\xd8\xff":
+        raise _damaged(file, ValueError("neither PNG nor JPEG"))
+    try:
+        # Not Image.open: it would try all formats that Pillow knows, and has a limit of its own that only warns.
+        image = PngImageFile(io.BytesIO(data)) if png else JpegImageFile(io.BytesIO(data))
+    except _BROKEN as error:
+        raise _damaged(file, error) from error
+    width, height = image.size
+    bits = data[24] if png else 8
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise UserError(
+            f"{file}: claims to be {width}x{height}; at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all are "
+            "read: copy the file again if that is wrong, else scale the image down"
+        )
+    if width * height * (bits if png else 1) > _DENSEST * 8 * len(data):
+        raise _damaged(file, ValueError(f"{len(data)} bytes cannot hold {width}x{height} pixels"))
+    return image, bits
+
+
+def _damaged(file: File, error: BaseException) -> UserError:
     return UserError(f"{file}: cannot be decoded ({error}): the file is cut off or damaged, copy or export it again")

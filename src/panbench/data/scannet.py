@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class ScanNetDataModule(SceneDataModule):
-    """One scene in the exported ScanNet-V2 layout (:mod:`panbench.data.scannet_reader`)."""
+    """One scene of ScanNet-V2, exported or as downloaded (:mod:`panbench.data.scannet_reader`)."""
 
     def __init__(
         self,
@@ -34,26 +35,29 @@ class ScanNetDataModule(SceneDataModule):
         room_seed: int = 0,
         max_depth: float = 8.0,
         depth_noise: float = 0.0,
+        axis_align: bool = False,
         order_seed: int | None = None,
     ) -> None:
         """Reads nothing yet.
 
         Args:
-            root: folder of scenes, or one scene's folder. None: a synthetic room, made once and kept in the cache
-                folder (``PANBENCH_CACHE``, else ``~/.cache/panbench``).
+            root: the release's folder (with ``scans/`` in it), a folder of scenes, or one scene's folder. None: a
+                synthetic room, made once and kept in the cache folder (``PANBENCH_CACHE``, else ``~/.cache/panbench``).
             scene: name of the scene under root; may be left out where root has only one.
             masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
             image_size: (width, height) to work at; None: that of the colour images.
             stride: keep every stride-th frame (of the training frames only where a split file rules).
             views: keep so many training frames, evenly spread over the path; None: all.
             split_file: JSON ``{"train": [...], "test": [...]}``; None: ``splits.json`` in the scene, else test_every.
-            label_space: a ``classes.json`` elsewhere than in the scene.
+            label_space: nyu40, scannet20, scannet200, the name of one of the paper's scenes, or a path; None:
+                ``classes.json`` in the scene, else the paper's for the scene's name, else scannet20.
             test_every: every n-th kept frame is test where there is no split file; 0: none.
             cache_mb: memory for decoded frames, MiB; frames beyond it are decoded each time.
             room_size: size of the built-in room.
             room_seed: which built-in room.
             max_depth: metres; measurements beyond count as none.
             depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
+            axis_align: put ``axisAlignment`` of ``<scene>.txt`` on top of the poses.
             order_seed: seed of the frame order; None: that of ``seed_everything``.
         """
         super().__init__(order_seed)
@@ -71,6 +75,7 @@ class ScanNetDataModule(SceneDataModule):
         self.room_seed = room_seed
         self.max_depth = max_depth
         self.depth_noise = depth_noise
+        self.axis_align = axis_align
 
     def open_scene(self) -> Scene:
         """Find the folder (or make the room) and open it."""
@@ -88,36 +93,53 @@ class ScanNetDataModule(SceneDataModule):
             image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
             stride=self.stride,
             split_file=None if self.split_file is None else Path(self.split_file).expanduser(),
-            label_space=None if self.label_space is None else Path(self.label_space).expanduser(),
+            label_space=self.label_space,
             test_every=self.test_every,
             cache_bytes=self.cache_mb << 20,
             max_depth=self.max_depth,
             views=self.views,
             depth_noise=self.depth_noise,
+            axis_align=self.axis_align,
         )
 
 
-def find_scene(root: Path, scene: str | None, mark: str = "color") -> Path:
-    """The scene's folder: ``root/scene``, or root itself, or the only scene in root.
+def find_scene(
+    root: Path,
+    scene: str | None,
+    mark: str | Sequence[str] = ("color", "*.sens"),
+    below: Sequence[str] = ("scans", "scans_test"),
+) -> Path:
+    """The scene's folder: ``root/scene``, ``root/scans/scene``, or root itself, or the only scene in one of these.
 
     Args:
-        mark: the folder that a scene's folder is known by.
+        mark: what a scene's folder is known by: names or patterns, of which one is enough.
+        below: folders of root that scenes may lie in.
 
     Raises:
         UserError: there is none, or there are several and no name is given.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder: correct data.root")
-    if scene is None and (root / mark).is_dir():
+    marks = [mark] if isinstance(mark, str) else list(mark)
+
+    def is_scene(folder: Path) -> bool:
+        return folder.is_dir() and any(next(folder.glob(m), None) is not None for m in marks)
+
+    if scene is None and is_scene(root):
         return root.resolve()  # the folder's name is the scene's name, also for "."
-    known = sorted(p.name for p in root.iterdir() if (p / mark).is_dir())
+    places = [root, *(root / name for name in below if (root / name).is_dir())]
+    if scene is not None:
+        for place in places:
+            if is_scene(place / scene):
+                return place / scene
+    known = {p.name: p for place in reversed(places) for p in place.iterdir() if is_scene(p) and p.name[0] != "."}
     if scene is None and len(known) == 1:
-        scene = known[0]
-    if scene is None or scene not in known:
-        wanted = "give data.scene" if scene is None else f"{scene} is not there"
-        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else f"none with a {mark}/ folder"
-        raise UserError(f"{root}: {wanted}; scenes: {shown}")
-    return root / scene
+        return next(iter(known.values()))
+    wanted = "give data.scene" if scene is None else f"{scene} is not there"
+    names = sorted(known)
+    kinds = " or ".join(marks)
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else f"none that holds {kinds}"
+    raise UserError(f"{root}: {wanted}; scenes: {shown}")
 
 
 def built_in_room(size: Literal["tiny", "small", "full"], seed: int) -> Path:

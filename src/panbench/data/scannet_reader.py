@@ -1,12 +1,14 @@
-"""Reads one scene in the exported ScanNet-V2 layout.
+"""Reads one scene of ScanNet-V2, exported or as it is downloaded (:mod:`panbench.data.scannet_raw`).
 
-::
+The exported layout::
 
     <scene>/color/N.jpg  depth/N.png (u16 mm)  pose/N.txt (camera to world)  intrinsic/intrinsic_{color,depth}.txt
             label-filt/N.png (raw ScanNet id)  instance-filt/N.png (object id + 1)      optional: the ground truth
             masks_<name>/{semantic_image,instance_image,score}/N.png                    optional: pseudo-masks
             classes.json  splits.json  <scene>.txt  synthetic.json                      label space, split, sizes, mark
             gt/depth_gt.npz                                         rendered scenes: true depth, as the depth images
+
+Where there is no folder of ground truth, the downloaded archives or the annotated mesh serve.
 
 N is the frame number; files are joined by it, not by the order of a listing. The files put the centre of pixel (i, j)
 at (i, j) and the principal point of a centred camera at (W - 1) / 2; here centres are at + 0.5, so half a pixel is
@@ -19,7 +21,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -30,9 +32,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panbench.data.cache import ByteBudgetCache
+from panbench.data.depth_image import depth_size, read_depth
 from panbench.data.file import File
 from panbench.data.images import image_size as size_of_image
 from panbench.data.images import read_color, read_integers, resize_nearest
+from panbench.data.label_tables import read_labels
+from panbench.data.scannet_annotation import MeshTruth, read_mesh_truth
+from panbench.data.scannet_files import (
+    FrameFiles,
+    Pinhole,
+    SceneFiles,
+    axis_alignment,
+    inverse_of_rigid,
+    list_numbered,
+    list_side_files,
+    make_pinhole,
+    need_partner,
+    read_facts,
+    rigid,
+)
+from panbench.data.scannet_files import nearest_rotation as nearest_rotation  # readers of other layouts use it
+from panbench.data.scannet_raw import list_raw, sens_path
 from panbench.data.true_depth import TrueDepth
 from panbench.errors import UserError
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
@@ -44,40 +64,6 @@ COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 MILLIMETRES = 1000.0
 _D = TypeVar("_D", np.uint16, np.float32)
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Pinhole:
-    """Intrinsics [pixels] of an image of a certain size, pixel centres at + 0.5."""
-
-    width: int
-    height: int
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-
-    def resized(self, width: int, height: int) -> Pinhole:
-        """The same camera's intrinsics for another image size, scaled per axis."""
-        sx, sy = width / self.width, height / self.height
-        return Pinhole(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
-
-
-@dataclass(frozen=True)
-class FrameFiles:
-    """Where one kept frame lies, its pose, and the noise to add to its depth (standard deviation at 1 m, metres)."""
-
-    number: int
-    name: str
-    world_to_camera: Tensor
-    color: File
-    depth: File | None
-    label: File | None
-    instance: File | None
-    mask_semantic: Path | None
-    mask_instance: Path | None
-    mask_score: Path | None
-    depth_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,10 +119,11 @@ class ScanNetSource:
         max_depth: float,
         cache_bytes: int,
         true_depth: TrueDepth | None = None,
+        mesh_truth: MeshTruth | None = None,
     ) -> None:
         """Args: the frames; intrinsics of the colour and depth files; output (width, height); label space;
         depth [m] beyond which a measurement counts as none; bytes the cache may take; true depth of the test frames, of
-        the size and the intrinsics of the depth files.
+        the size and the intrinsics of the depth files; ground truth of the frames that have no label images.
         """
         self.files = list(files)
         self._stored = color
@@ -146,6 +133,7 @@ class ScanNetSource:
         self.is_thing = labels.is_thing()
         self.max_depth_mm = min(max_depth * MILLIMETRES, 65534.0)  # 65535 marks "no measurement" in some exports
         self._true_depth = true_depth
+        self._mesh_truth = mesh_truth
         self._cache: ByteBudgetCache[int, CompactFrame] = ByteBudgetCache(cache_bytes)
 
     def __len__(self) -> int:
@@ -186,7 +174,7 @@ class ScanNetSource:
             color=self.read_color(files),
             depth_mm=None if files.depth is None else self._read_depth(files, files.depth),
             masks=self.read_masks(files),
-            truth=self._read_truth(files),
+            truth=self._read_truth(index),
         )
 
     def read_color(self, files: FrameFiles) -> NDArray[np.uint8]:
@@ -201,9 +189,7 @@ class ScanNetSource:
 
     def _read_depth(self, files: FrameFiles, path: File) -> NDArray[np.uint16]:
         """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""
-        raw = read_integers(path)
-        if raw.dtype == np.uint8:
-            raise UserError(f"{path}: is an 8-bit image; depth must be 16-bit PNG in millimetres: export it again")
+        raw = read_depth(path)
         measured = np.where(raw <= self.max_depth_mm, raw, 0)
         if files.depth_noise > 0:
             noisy = add_depth_noise(measured, files.depth_noise, files.number)
@@ -232,9 +218,13 @@ class ScanNetSource:
         out[np.ix_(in_y, in_x)] = depth[np.ix_(rows[in_y], columns[in_x])]
         return out
 
-    def _read_truth(self, files: FrameFiles) -> CompactMap | None:
+    def _read_truth(self, index: int) -> CompactMap | None:
+        files = self.files[index]
         if files.label is None or files.instance is None:
-            return None
+            if self._mesh_truth is None:
+                return None
+            raw, instance = self._mesh_truth.view(self.camera(index))
+            return self._compact(self._labels.map_raw(raw), instance, None, files.color)
         semantic = self._labels.map_raw(np.asarray(read_integers(files.label)))
         return self._compact(semantic, read_integers(files.instance), None, files.instance)
 
@@ -282,14 +272,15 @@ def open_scene(
     image_size: tuple[int, int] | None = None,
     stride: int = 1,
     split_file: Path | None = None,
-    label_space: Path | None = None,
+    label_space: str | Path | None = None,
     test_every: int = 5,
     cache_bytes: int = 2 << 30,
     max_depth: float = 8.0,
     views: int | None = None,
     depth_noise: float = 0.0,
+    axis_align: bool = False,
 ) -> Scene:
-    """Open a scene folder; images are decoded when they are asked for.
+    """Open a scene folder, exported (``color/`` is there) or as downloaded; images are decoded when they are asked for.
 
     Frames whose pose is not finite (the tracker was lost) are dropped and reported. The split is that of
     ``split_file``, else of ``<scene>/splits.json``, else every ``test_every``-th kept frame is test (0: none).
@@ -304,11 +295,13 @@ def open_scene(
         folder: the scene's folder.
         masks: pseudo-masks: NAME for the folder ``masks_NAME`` in the scene, or a path; None or "none" for none.
         image_size: (width, height) of all maps; None keeps the colour images' size.
-        label_space: a ``classes.json`` elsewhere.
+        label_space: a ``classes.json`` elsewhere, or the name of a packaged label space; None: that of the scene
+            (:func:`panbench.data.label_tables.label_space_file`), else scannet20.
         cache_bytes: budget of the cache of decoded frames.
         max_depth: metres; measurements beyond count as none.
         views: number of training frames; None: all.
         depth_noise: standard deviation at 1 m of noise added to the depth of training frames, metres; 0: none.
+        axis_align: put ``axisAlignment`` of ``<scene>.txt`` on top of the poses.
 
     Raises:
         UserError: something is missing, damaged or contradictory; names the file and the remedy.
@@ -319,10 +312,13 @@ def open_scene(
             f"positive, image_size {image_size} positive"
         )
     check_views_and_noise(views, depth_noise)
-    labels = read_labels(folder, label_space)
+    labels = read_labels(folder, label_space, default="scannet20")
     mask_folder = find_masks(folder, masks)
-    files, lost, total = _join(folder, mask_folder)
-    color, depth = _read_intrinsics(folder, files[0])
+    world = axis_alignment(folder) if axis_align else np.eye(4)
+    raw = sens_path(folder).is_file() and not (folder / "color").is_dir()
+    listed = list_raw(folder, mask_folder, world) if raw else _list_exported(folder, mask_folder, world)
+    files, lost, color, depth = list(listed.frames), listed.lost, listed.color, listed.depth
+    mesh_truth = None if any(f.label for f in files) else read_mesh_truth(folder, world)
     size = image_size or (color.width, color.height)
     kept = list(range(len(files)))
     split_path = split_file or folder / "splits.json"
@@ -342,15 +338,18 @@ def open_scene(
         files = [replace(f, depth_noise=depth_noise) if i in noisy else f for i, f in enumerate(files)]
     log.info(
         "%s: %d of %d frames have a pose (%d lost), %d train, %d test, %dx%d, %s, %s, masks %s",
-        folder.name, len(files), total, len(lost), len(train), len(test), *size,
-        "depth" if depth else "no depth", "ground truth" if files[test[0] if test else 0].label else "no ground truth",
+        folder.name, len(files), len(files) + len(lost), len(lost), len(train), len(test), *size,
+        "depth" if depth else "no depth",
+        "ground truth" if mesh_truth or files[test[0] if test else 0].label else "no ground truth",
         mask_folder.name if mask_folder else "none",
     )  # fmt: skip
     # Only frames in use stay in the source, so that indices are dense.
     used = sorted({*train, *test})
     place = {old: new for new, old in enumerate(used)}
     true_depth = TrueDepth(folder, [files[i].name for i in test]) if depth else None
-    source = ScanNetSource([files[i] for i in used], color, depth, size, labels, max_depth, cache_bytes, true_depth)
+    source = ScanNetSource(
+        [files[i] for i in used], color, depth, size, labels, max_depth, cache_bytes, true_depth, mesh_truth
+    )
     return Scene(
         dataset="scannet",
         name=folder.name,
@@ -368,24 +367,6 @@ def check_views_and_noise(views: int | None, depth_noise: float) -> None:
     """Raises: UserError: fewer than one view, or noise that is negative or not finite."""
     if (views is not None and views < 1) or not 0 <= depth_noise < math.inf:
         raise UserError(f"data: views {views} must be at least 1 or null, depth_noise {depth_noise} at least 0")
-
-
-def read_labels(folder: Path, label_space: Path | None) -> LabelSpace:
-    """The label space of a scene: ``classes.json`` there, or the given one; named as the scene."""
-    path = label_space or folder / "classes.json"
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file: a scene needs its classes, "
-            '{"classes": [{"id": 1, "name": "wall", "thing": false}, ...], "gt_map": {"<raw ScanNet id>": 1, ...}}; '
-            "write it, or pass one as data.label_space"
-        )
-    try:
-        labels = LabelSpace.load(path)
-    except ValueError as error:
-        raise UserError(f"{error}: correct the file") from error
-    if not labels.classes:
-        raise UserError(f"{path}: lists no classes: add at least one")
-    return replace(labels, name=folder.name)
 
 
 def find_masks(folder: Path, masks: str | None) -> Path | None:
@@ -407,72 +388,32 @@ def find_masks(folder: Path, masks: str | None) -> Path | None:
     return path
 
 
-def _list_numbered(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
-    """Files of a folder by frame number, in numeric order; {} if there is no such folder."""
-    found: dict[int, Path] = {}
-    if not folder.is_dir():
-        return found
-    for path in folder.iterdir():
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if not path.stem.isdecimal():
-            raise UserError(f"{path}: its name is not a frame number; expected {folder.name}/<number>{path.suffix}")
-        other = found.setdefault(int(path.stem), path)
-        if other != path:
-            raise UserError(f"{path}: is the same frame number as {other.name}: remove one of them")
-    return dict(sorted(found.items()))
-
-
-def _join(folder: Path, masks: Path | None) -> tuple[list[FrameFiles], set[int], int]:
-    """Frames that have a finite pose, the numbers of those that have none, and how many colour images there are."""
-    color = _list_numbered(folder / "color", COLOR_SUFFIXES)
+def _list_exported(folder: Path, masks: Path | None, world: NDArray[np.float64]) -> SceneFiles:
+    """Frames that have a finite pose, with ``world`` put on top of the poses."""
+    color = list_numbered(folder / "color", COLOR_SUFFIXES)
     if not color:
         raise UserError(
-            f"{folder / 'color'}: holds no images; expected a scene in ScanNet's exported layout "
-            "(color/ depth/ pose/ intrinsic/): check data.root and data.scene"
+            f"{folder / 'color'}: holds no images, and there is no {sens_path(folder).name}; expected a scene in "
+            "ScanNet's exported layout (color/ depth/ pose/ intrinsic/) or as downloaded: check data.root and "
+            "data.scene"
         )
-    depth = _list_numbered(folder / "depth", (".png",))
-    pose = _list_numbered(folder / "pose", (".txt",))
-    label = _list_numbered(folder / "label-filt", (".png",))
-    instance = _list_numbered(folder / "instance-filt", (".png",))
-    sets = ("semantic_image", "instance_image", "score")
-    semantic_masks, instance_masks, scores = (_list_numbered(masks / s, (".png",)) if masks else {} for s in sets)
-    _need_partner(depth, color, folder / "color", "colour image")
-    _need_partner(color, pose, folder / "pose", "pose")
+    depth = list_numbered(folder / "depth", (".png",))
+    pose = list_numbered(folder / "pose", (".txt",))
+    sides = list_side_files(folder, masks)
+    need_partner(depth, color, folder / "color", "colour image")
+    need_partner(color, pose, folder / "pose", "pose")
     if depth:
-        _need_partner(color, depth, folder / "depth", "depth image")
-    _need_partner(label, instance, folder / "instance-filt", "instance image")
-    _need_partner(semantic_masks, instance_masks, (masks or folder) / "instance_image", "instance image")
-    if scores:
-        _need_partner(semantic_masks, scores, (masks or folder) / "score", "score image")
-    poses = {number: _read_pose(pose[number]) for number in color}
-    lost = {number for number, matrix in poses.items() if matrix is None}
-    files = [
-        FrameFiles(
-            number=number,
-            name=color[number].stem,
-            world_to_camera=matrix,
-            color=color[number],
-            depth=depth.get(number),
-            label=label.get(number),
-            instance=instance.get(number) if number in label else None,
-            mask_semantic=semantic_masks.get(number),
-            mask_instance=instance_masks.get(number),
-            mask_score=scores.get(number),
-        )
+        need_partner(color, depth, folder / "depth", "depth image")
+    poses = {number: _read_pose(pose[number], world) for number in color}
+    frames = [
+        sides.frame(number, color[number].stem, matrix, color[number], depth.get(number))
         for number, matrix in poses.items()
         if matrix is not None
     ]
-    if not files:
+    if not frames:
         raise UserError(f"{folder / 'pose'}: no pose is finite: the scene's tracking failed, use another scene")
-    return files, lost, len(color)
-
-
-def _need_partner(have: Mapping[int, Path], partners: Mapping[int, Path], folder: Path, what: str) -> None:
-    missing = [path for number, path in have.items() if number not in partners]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{missing[0]}: has no {what} of its frame number in {folder}{more}: export the scene again")
+    lost = frozenset(number for number, matrix in poses.items() if matrix is None)
+    return SceneFiles(frames, lost, *_read_intrinsics(folder, frames[0]))
 
 
 def _read_matrix(path: Path, sizes: Iterable[int]) -> NDArray[np.float64]:
@@ -494,31 +435,20 @@ def _read_matrix(path: Path, sizes: Iterable[int]) -> NDArray[np.float64]:
     raise UserError(f"{path}: holds {values.size} numbers instead of a {expected} matrix: export it again")
 
 
-def _read_pose(path: Path) -> Tensor | None:
+def _read_pose(path: Path, world: NDArray[np.float64]) -> Tensor | None:
     """world_to_camera [4, 4] float32 of a camera-to-world file; None if the tracker was lost (any entry not finite)."""
     matrix = _read_matrix(path, (4,))
     if not np.isfinite(matrix).all():
         return None
-    nearest = nearest_rotation(matrix[:3, :3])
-    if nearest is None:
+    exact = rigid(matrix)
+    if exact is None:
         raise UserError(f"{path}: its 3x3 part is no rotation, so it is no camera-to-world pose: export it again")
-    # Text files carry six digits: the nearest rotation keeps R Rᵀ = 1 to float32.
-    out = np.eye(4)
-    out[:3, :3] = nearest.T
-    out[:3, 3] = -nearest.T @ matrix[:3, 3]
-    return torch.from_numpy(out.astype(np.float32))
-
-
-def nearest_rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The rotation nearest to a 3x3 matrix; None if none is within 0.01 of every entry."""
-    u, _, vt = np.linalg.svd(matrix)
-    nearest = u @ vt
-    return nearest if np.abs(nearest - matrix).max() <= 0.01 and np.linalg.det(nearest) >= 0 else None
+    return inverse_of_rigid(world @ exact)
 
 
 def _read_intrinsics(folder: Path, first: FrameFiles) -> tuple[Pinhole, Pinhole | None]:
     """Intrinsics of colour and depth images at their stored sizes."""
-    facts = _read_facts(folder / f"{folder.name}.txt")
+    facts = read_facts(folder)
     color = _read_pinhole(folder / "intrinsic" / "intrinsic_color.txt", first.color, facts, "color")
     if first.depth is None:
         return color, None
@@ -526,44 +456,34 @@ def _read_intrinsics(folder: Path, first: FrameFiles) -> tuple[Pinhole, Pinhole 
     if path.is_file():
         depth = _read_pinhole(path, first.depth, facts, "depth")
     else:
-        depth = color.resized(*size_of_image(first.depth))
+        depth = color.resized(*depth_size(first.depth))
     extrinsic = folder / "intrinsic" / "extrinsic_depth.txt"
     if extrinsic.is_file() and np.abs(_read_matrix(extrinsic, (4,)) - np.eye(4)).max() > 0.001:
         log.warning("%s: is not the identity; depth is used as if taken from the colour camera's place", extrinsic)
     return color, depth
 
 
-def _read_facts(path: Path) -> dict[str, str]:
-    """``key = value`` lines of ``<scene>.txt``; {} without the file."""
-    if not path.is_file():
-        return {}
-    pairs = (line.split("=", 1) for line in path.read_text(errors="replace").splitlines() if "=" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
-
-
 def _read_pinhole(path: Path, image: File, facts: Mapping[str, str], kind: str) -> Pinhole:
     """Intrinsics at the size of ``image``; the file's are for the size in ``<scene>.txt``, else for the image's own."""
     matrix = _read_matrix(path, (4, 3))
-    width, height = size_of_image(image)
+    width, height = depth_size(image) if kind == "depth" else size_of_image(image)
     try:
         stated = (int(facts.get(f"{kind}Width", width)), int(facts.get(f"{kind}Height", height)))
     except ValueError as error:
         raise UserError(
             f"{path.parents[1] / path.parents[1].name}.txt: {kind}Width or {kind}Height is no number: correct it"
         ) from error
-    fx, fy, cx, cy = (float(v) for v in (matrix[0, 0], matrix[1, 1], matrix[0, 2] + 0.5, matrix[1, 2] + 0.5))
-    # A principal point far from the middle means intrinsics of another image size, the usual slip after resizing.
-    off_centre = not (0.25 < cx / stated[0] < 0.75 and 0.25 < cy / stated[1] < 0.75)
-    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0) or off_centre:
+    pinhole = make_pinhole(matrix, stated)
+    if pinhole is None:
         raise UserError(
-            f"{path}: focal length ({fx:g}, {fy:g}) and centre ({cx:g}, {cy:g}) do not fit images of "
-            f"{stated[0]}x{stated[1]}: give the intrinsics of the stored images, or state {kind}Width and {kind}Height "
-            f"of the intrinsics in {path.parents[1].name}.txt"
+            f"{path}: focal length ({matrix[0, 0]:g}, {matrix[1, 1]:g}) and centre ({matrix[0, 2] + 0.5:g}, "
+            f"{matrix[1, 2] + 0.5:g}) do not fit images of {stated[0]}x{stated[1]}: give the intrinsics of the stored "
+            f"images, or state {kind}Width and {kind}Height of the intrinsics in {path.parents[1].name}.txt"
         )
-    return Pinhole(*stated, fx, fy, cx, cy).resized(width, height)
+    return pinhole.resized(width, height)
 
 
-def _read_split(path: Path, files: Sequence[FrameFiles], lost: set[int]) -> tuple[list[int], list[int]]:
+def _read_split(path: Path, files: Sequence[FrameFiles], lost: Set[int]) -> tuple[list[int], list[int]]:
     """Positions of the train and test frames; frames without a pose are left out."""
     place = {f.number: i for i, f in enumerate(files)}
     try:
@@ -571,7 +491,7 @@ def _read_split(path: Path, files: Sequence[FrameFiles], lost: set[int]) -> tupl
         names = {part: [int(name) for name in data[part]] for part in ("train", "test")}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such split file: correct data.split_file") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f'{path}: is not {{"train": [frame, ...], "test": [frame, ...]}} ({error!r}): correct it'
         ) from error

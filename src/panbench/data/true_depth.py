@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class TrueDepth:
         try:
             with np.load(self.path) as file:
                 depth, unit, stems = file["depth"], float(file["metres_per_unit"]), file["stems"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{self.path}: cannot be read as depth, metres_per_unit and stems ({error}): make the scene again, "
                 "or remove the file"
