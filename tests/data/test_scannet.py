@@ -473,7 +473,9 @@ def test_views_are_those_of_the_frames_that_the_stride_leaves(scene_folder: Path
 
 def test_more_views_than_there_are_is_an_error_and_not_fewer_than_asked_for(scene_folder: Path) -> None:
     count = len(open_scene(scene_folder).train)
-    with pytest.raises(UserError, match=f"has {count} training frames, data.views is {count + 1}: ask for no more"):
+    with pytest.raises(
+        UserError, match=f"has {count} frames to choose from, {count + 1} are asked for: ask for no more"
+    ):
         open_scene(scene_folder, views=count + 1)
 
 

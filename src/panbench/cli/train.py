@@ -54,7 +54,7 @@ _TRACKED_TRAINER = (
     "gradient_clip_algorithm",
 )
 # Where the data lies and how much of it is cached decides nothing; its hashes are tracked instead.
-_UNTRACKED_DATA = ("root", "split_file", "label_space", "cache_mb")
+_UNTRACKED_DATA = ("root", "split_file", "label_space", "point_cloud", "cache_mb")
 # Which scene, which masks, in which order: all other settings are those of the method.
 _SCENE_DATA = ("scene", "room_size", "room_seed", "masks", "order_seed")
 
@@ -200,6 +200,8 @@ class PanbenchCLI(LightningCLI):
                 "frames_hash": tracked_hash({"train": names[0], "test": names[1]}),
             }
             facts = {"dataset": scene.dataset, "scene": scene.name, "synthetic": scene.synthetic}
+            how = {key: data[key] for key in ("stride", "views", "select") if key in data}
+            facts["frames"] = {**how, "train": names[0], "test": names[1]}
         return RunManifest(
             **facts,
             **environment(),

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from panbench.data.base import SceneDataModule
+from panbench.data.point_cloud import find_point_cloud, with_point_cloud
 from panbench.data.scannet_reader import open_scene
+from panbench.data.select import Select
 from panbench.errors import UserError
 from panbench.scene import Scene
 
@@ -35,6 +37,8 @@ class ScanNetDataModule(SceneDataModule):
         room_seed: int = 0,
         max_depth: float = 8.0,
         depth_noise: float = 0.0,
+        select: Select = "even",
+        point_cloud: str | None = None,
         axis_align: bool = False,
         order_seed: int | None = None,
     ) -> None:
@@ -47,7 +51,7 @@ class ScanNetDataModule(SceneDataModule):
             masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
             image_size: (width, height) to work at; None: that of the colour images.
             stride: keep every stride-th frame (of the training frames only where a split file rules).
-            views: keep so many training frames, evenly spread over the path; None: all.
+            views: keep so many training frames, chosen by ``select``; None: all.
             split_file: JSON ``{"train": [...], "test": [...]}``; None: ``splits.json`` in the scene, else test_every.
             label_space: nyu40, scannet20, scannet200, the name of one of the paper's scenes, or a path; None:
                 ``classes.json`` in the scene, else the paper's for the scene's name, else scannet20.
@@ -57,6 +61,9 @@ class ScanNetDataModule(SceneDataModule):
             room_seed: which built-in room.
             max_depth: metres; measurements beyond count as none.
             depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
+            select: which frames ``views`` keeps: "even", "sharpest", "coverage" (:func:`panbench.data.select.choose`).
+            point_cloud: a .ply, .las, .laz or .pcd file in the world of the poses, metres: a path, or the name of a
+                file in the scene's folder. Gaussians start from it, and frames without depth get its points as depth.
             axis_align: put ``axisAlignment`` of ``<scene>.txt`` on top of the poses.
             order_seed: seed of the frame order; None: that of ``seed_everything``.
         """
@@ -75,6 +82,8 @@ class ScanNetDataModule(SceneDataModule):
         self.room_seed = room_seed
         self.max_depth = max_depth
         self.depth_noise = depth_noise
+        self.select: Select = select
+        self.point_cloud = point_cloud
         self.axis_align = axis_align
 
     def open_scene(self) -> Scene:
@@ -87,7 +96,7 @@ class ScanNetDataModule(SceneDataModule):
             folder = built_in_room(self.room_size, self.room_seed)
         else:
             folder = find_scene(Path(self.root).expanduser(), self.scene_name)
-        return open_scene(
+        scene = open_scene(
             folder,
             masks=self.masks,
             image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
@@ -99,8 +108,12 @@ class ScanNetDataModule(SceneDataModule):
             max_depth=self.max_depth,
             views=self.views,
             depth_noise=self.depth_noise,
+            select=self.select,
             axis_align=self.axis_align,
         )
+        if self.point_cloud is None:
+            return scene
+        return with_point_cloud(scene, find_point_cloud(folder, self.point_cloud), self.cache_mb << 20)
 
 
 def find_scene(

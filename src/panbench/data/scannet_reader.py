@@ -53,6 +53,7 @@ from panbench.data.scannet_files import (
 )
 from panbench.data.scannet_files import nearest_rotation as nearest_rotation  # readers of other layouts use it
 from panbench.data.scannet_raw import list_raw, sens_path
+from panbench.data.select import Candidate, Select, choose
 from panbench.data.true_depth import TrueDepth
 from panbench.errors import UserError
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
@@ -63,7 +64,6 @@ _NOISE_SEED = 0x6E6F697365  # the noise is part of the data: it does not follow 
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 MILLIMETRES = 1000.0
 _D = TypeVar("_D", np.uint16, np.float32)
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,7 @@ def open_scene(
     max_depth: float = 8.0,
     views: int | None = None,
     depth_noise: float = 0.0,
+    select: Select = "even",
     axis_align: bool = False,
 ) -> Scene:
     """Open a scene folder, exported (``color/`` is there) or as downloaded; images are decoded when they are asked for.
@@ -285,7 +286,7 @@ def open_scene(
     Frames whose pose is not finite (the tracker was lost) are dropped and reported. The split is that of
     ``split_file``, else of ``<scene>/splits.json``, else every ``test_every``-th kept frame is test (0: none).
     ``stride`` keeps every stride-th frame; where a split file rules, it thins the training frames only, so the test set
-    stays comparable. ``views`` then keeps that many training frames, evenly spread over those that are left.
+    stays comparable. ``views`` then keeps that many of the training frames that are left, chosen by ``select``.
 
     ``depth_noise`` = s adds what a worse depth sensor would add: independent Gaussian noise of s · z² metres at depth
     z, the axial error of triangulation (Khoshelham and Elberink 2012, who found s = 0.0014 for the first Kinect). Depth
@@ -301,6 +302,7 @@ def open_scene(
         max_depth: metres; measurements beyond count as none.
         views: number of training frames; None: all.
         depth_noise: standard deviation at 1 m of noise added to the depth of training frames, metres; 0: none.
+        select: which frames ``views`` keeps (:func:`panbench.data.select.choose`).
         axis_align: put ``axisAlignment`` of ``<scene>.txt`` on top of the poses.
 
     Raises:
@@ -329,7 +331,7 @@ def open_scene(
         kept = kept[::stride]
         test = [i for n, i in enumerate(kept) if test_every and n % test_every == 0]
         train = [i for i in kept if i not in set(test)]
-    train = evenly(train, views, folder)
+    train = [train[i] for i in choose([_candidate(files[i]) for i in train], views, select, folder)]
     _check_labelled(files, train, test, folder, mask_folder)
     if depth_noise > 0:
         if depth is None:
@@ -505,15 +507,8 @@ def _read_split(path: Path, files: Sequence[FrameFiles], lost: Set[int]) -> tupl
     return train, test
 
 
-def evenly(train: list[_T], views: int | None, folder: Path) -> list[_T]:
-    """``views`` of the training frames: the middle ones of as many equal parts of the path."""
-    if views is None or not train:
-        return train
-    if views > len(train):
-        raise UserError(
-            f"{folder}: has {len(train)} training frames, data.views is {views}: ask for no more, or null for all"
-        )
-    return [train[(2 * i + 1) * len(train) // (2 * views)] for i in range(views)]
+def _candidate(frame: FrameFiles) -> Candidate:
+    return Candidate(frame.color, frame.world_to_camera.double().inverse().numpy())
 
 
 def _check_labelled(

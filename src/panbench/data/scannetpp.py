@@ -7,7 +7,9 @@ from typing import Literal
 
 from panbench.data import scannet
 from panbench.data.base import SceneDataModule
+from panbench.data.point_cloud import find_point_cloud, with_point_cloud
 from panbench.data.scannetpp_reader import open_scene
+from panbench.data.select import Select
 from panbench.errors import UserError
 from panbench.scene import Scene
 
@@ -30,6 +32,8 @@ class ScanNetPPDataModule(SceneDataModule):
         room_seed: int = 0,
         max_depth: float = 8.0,
         depth_noise: float = 0.0,
+        select: Select = "even",
+        point_cloud: str | None = None,
         order_seed: int | None = None,
     ) -> None:
         """Reads nothing yet.
@@ -41,7 +45,7 @@ class ScanNetPPDataModule(SceneDataModule):
             masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
             image_size: (width, height) to work at; None: that of the images (1752 x 1168 as released).
             stride: keep every stride-th training frame.
-            views: keep so many training frames, evenly spread over their names; None: all.
+            views: keep so many training frames, chosen by ``select``; None: all.
             include_bad: keep training frames that ScanNet++ marks as bad.
             label_space: a ``classes.json`` elsewhere than in the scene.
             cache_mb: memory for decoded frames, MiB; frames beyond it are decoded each time.
@@ -49,6 +53,9 @@ class ScanNetPPDataModule(SceneDataModule):
             room_seed: which built-in room.
             max_depth: metres; surfaces beyond have no depth.
             depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
+            select: which frames ``views`` keeps: "even", "sharpest", "coverage" (:func:`panbench.data.select.choose`).
+            point_cloud: a .ply, .las, .laz or .pcd file in the world of the poses, metres: a path, or the name of a
+                file in the scene's folder. Gaussians start from it, and frames without depth get its points as depth.
             order_seed: seed of the frame order; None: that of ``seed_everything``.
         """
         super().__init__(order_seed)
@@ -65,6 +72,8 @@ class ScanNetPPDataModule(SceneDataModule):
         self.room_seed = room_seed
         self.max_depth = max_depth
         self.depth_noise = depth_noise
+        self.select: Select = select
+        self.point_cloud = point_cloud
 
     def open_scene(self) -> Scene:
         """Find the folder (or make the room) and open it."""
@@ -76,7 +85,7 @@ class ScanNetPPDataModule(SceneDataModule):
             folder = _built_in(self.room_size, self.room_seed)
         else:
             folder = find_scene(Path(self.root).expanduser(), self.scene_name)
-        return open_scene(
+        scene = open_scene(
             folder,
             masks=self.masks,
             image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
@@ -87,7 +96,11 @@ class ScanNetPPDataModule(SceneDataModule):
             max_depth=self.max_depth,
             views=self.views,
             depth_noise=self.depth_noise,
+            select=self.select,
         )
+        if self.point_cloud is None:
+            return scene
+        return with_point_cloud(scene, find_point_cloud(folder, self.point_cloud), self.cache_mb << 20)
 
 
 def find_scene(root: Path, scene: str | None) -> Path:

@@ -45,7 +45,6 @@ from panbench.data.scannet_reader import (
     add_depth_noise,
     check_masked,
     check_views_and_noise,
-    evenly,
     find_masks,
     hash_masks,
     hash_names_and_sizes,
@@ -53,6 +52,7 @@ from panbench.data.scannet_reader import (
     read_labels,
     smallest_ids,
 )
+from panbench.data.select import Candidate, Select, choose
 from panbench.errors import UserError
 from panbench.scene import LabelSpace, Scene
 
@@ -135,6 +135,7 @@ def open_scene(
     max_depth: float = 8.0,
     views: int | None = None,
     depth_noise: float = 0.0,
+    select: Select = "even",
 ) -> Scene:
     """Open a scene folder; the mesh is read now, images when they are asked for.
 
@@ -152,8 +153,9 @@ def open_scene(
         include_bad: keep training frames that are marked as bad.
         cache_bytes: budget of the cache of decoded frames.
         max_depth: metres; surfaces beyond count as none.
-        views: number of training frames, evenly spread over those that are left; None: all.
+        views: number of training frames; None: all.
         depth_noise: adds Gaussian noise of depth_noise · z² metres to the depth z of training frames; 0: none.
+        select: which frames ``views`` keeps (:func:`panbench.data.select.choose`).
 
     Raises:
         UserError: something is missing, damaged or contradictory; names the file and the remedy.
@@ -168,12 +170,13 @@ def open_scene(
     transforms = _read_transforms(folder)
     poses = _read_poses(folder, transforms)
     train, test = _read_split(folder, transforms, poses, include_bad)
-    train = evenly(train[::stride], views, folder)
+    train = train[::stride]
+    images, hidden = _find_images(folder, sorted({*train, *test}))
+    train = [train[i] for i in choose([_candidate(images[n], poses[n]) for n in train], views, select, folder)]
     if not train:
         raise UserError(f"{folder}: no training frames are left: check its lists, data.stride and data.include_bad")
     names = sorted({*train, *test})
     place = {name: index for index, name in enumerate(names)}
-    images, hidden = _find_images(folder, names)
     noise = set(train) if depth_noise > 0 else set[str]()
     files = [
         _frame_files(number, name, poses[name], images[name], mask_folder, depth_noise if name in noise else 0.0)
@@ -363,6 +366,11 @@ def _find_images(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], d
     masks = next((p for n in HIDDEN_FOLDERS if (p := folder / "dslr" / n).is_dir()), None)
     hidden = {} if masks is None else {n: p for n in names if (p := masks / f"{Path(n).stem}.png").is_file()}
     return {name: images / name for name in names}, hidden
+
+
+def _candidate(image: Path, pose: NDArray[np.float64] | None) -> Candidate:
+    assert pose is not None, "frames without a pose are left out of the split"
+    return Candidate(image, pose)
 
 
 def _frame_files(

@@ -1,10 +1,12 @@
-"""First Gaussians from posed RGB-D: a thinned, oriented point cloud (specification 1.2 of the base models)."""
+"""First Gaussians from posed RGB-D or a scanned cloud: thinned, oriented points."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from panbench.errors import UserError
-from panbench.scene import Frame, Scene
+from panbench.scene import Frame, Points, Scene
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 MIN_DEPTH = 0.1  # metres
 # Jump of the depth between neighbouring pixels, relative to it, that is another surface and not a slope.
@@ -32,6 +35,8 @@ BENT = 0.03
 FLAT = 0.93
 # Raw points that are averaged at most; beyond it, pixels are left out on a lattice.
 RAW_POINTS = 12_000_000
+# Points of a scanned cloud among which the normal of one is found, itself included.
+NORMAL_POINTS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +59,82 @@ class PointCloud:
 
     def __len__(self) -> int:
         return self.positions.shape[0]
+
+
+def first_points(
+    scene: Scene,
+    *,
+    voxel: float = 0.02,
+    flat_voxel: float = 0.0,
+    max_points: int = 300_000,
+    seed: int = 0,
+    max_depth: float = 6.0,
+) -> PointCloud:
+    """Where Gaussians start: on the scene's point cloud if it has one (:func:`from_points`), else :func:`from_rgbd`."""
+    if scene.point_cloud is not None:
+        return from_points(scene, scene.point_cloud, voxel=voxel, flat_voxel=flat_voxel, max_points=max_points)
+    return from_rgbd(scene, voxel=voxel, flat_voxel=flat_voxel, max_points=max_points, seed=seed, max_depth=max_depth)
+
+
+def from_points(
+    scene: Scene, points: Points, *, voxel: float = 0.02, flat_voxel: float = 0.0, max_points: int = 300_000
+) -> PointCloud:
+    """Average a scanned cloud on a voxel grid, as far as training cameras see it.
+
+    Points without a colour get the mean of the pixels that show them. Points without a normal get that of the plane
+    through them and their neighbours; all normals are turned towards the cameras. If more than ``max_points`` remain,
+    the grid is made coarser until they fit. ``count`` of the result counts points.
+
+    Args:
+        voxel, flat_voxel: as in :func:`from_rgbd`.
+
+    Raises:
+        UserError: no training camera sees a point, or sizes that are not positive.
+    """
+    _check_sizes(voxel, max_points)
+    colors = np.zeros((len(points), 3)) if points.colors is None else points.colors.astype(np.float64)
+    towards, views = np.zeros((len(points), 3)), np.zeros(len(points), dtype=np.int64)
+    for index in _shown(scene.train, len(scene.train)):
+        camera = scene.source.camera(index)
+        seen, pixel, _ = points.seen_by(camera)
+        back = camera.position.numpy() - points.positions[seen]
+        towards[seen] += back / np.linalg.norm(back, axis=1, keepdims=True)
+        views[seen] += 1
+        if points.colors is None:
+            colors[seen] += scene.source.load(index).color.numpy().reshape(-1, 3)[pixel] / 255.0
+    seen = np.flatnonzero(views)
+    if not len(seen):
+        raise UserError(
+            f"{scene.name}: no training camera sees a point of the point cloud: give a cloud in metres in the world of "
+            "the poses"
+        )
+    if points.colors is None:
+        colors[seen] /= views[seen, None]
+    normals = np.zeros((len(seen), 3)) if points.normals is None else points.normals[seen]
+    normals = normals * np.sign((normals * towards[seen]).sum(1, keepdims=True))
+    values = np.concatenate([points.positions[seen], colors[seen], normals, towards[seen]], axis=1)
+    sums = _VoxelSums.of(points.positions[seen], values, np.ones(len(seen), dtype=np.int64), voxel)
+    sums = sums.at_most(max_points, least=1)
+    facing = sums.values[:, 9:]
+    sums = replace(sums, values=sums.values[:, :9])
+    if points.normals is None:
+        sums.values[:, 6:] = sums.count[:, None] * _plane_normals(sums.values[:, :3] / sums.count[:, None], facing)
+    cloud = (sums if flat_voxel <= sums.voxel else sums.with_flat_parts(flat_voxel, least=1)).cloud(least=1)
+    log.info(
+        "%s: %d initial points, one per %.3f m, of the %d of %d scanned ones that training cameras see",
+        scene.name, len(cloud), cloud.voxel, len(seen), len(points),
+    )  # fmt: skip
+    return cloud
+
+
+def _plane_normals(positions: NDArray[np.float64], towards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unit normals [N, 3] of the planes through each point's neighbours, on the side of ``towards`` [N, 3]."""
+    if len(positions) < 3:
+        return towards / np.linalg.norm(towards, axis=1, keepdims=True).clip(1e-12)
+    _, near = KDTree(positions).query(positions, k=min(NORMAL_POINTS, len(positions)))
+    local = positions[near] - positions[near].mean(axis=1, keepdims=True)
+    normal = np.linalg.eigh(local.transpose(0, 2, 1) @ local)[1][:, :, 0]
+    return np.where((normal * towards).sum(1, keepdims=True) < 0, -normal, normal)
 
 
 def from_rgbd(
@@ -80,18 +161,12 @@ def from_rgbd(
     Raises:
         UserError: no training frame has usable depth.
     """
-    if voxel <= 0 or max_points < 1:
-        raise UserError(f"initial points: voxel {voxel} and max_points {max_points} must be positive")
+    _check_sizes(voxel, max_points)
     random = np.random.default_rng(seed)
     camera = scene.source.camera(scene.train[0])
     step = max(1, math.ceil(math.sqrt(len(scene.train) * camera.width * camera.height / RAW_POINTS)))
     parts: list[_VoxelSums] = []
-    console = Console(stderr=True)
-    frames = track(
-        scene.frames(scene.train), "initial points", len(scene.train), console=console, transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip
-    for frame in frames:
+    for frame in _shown(scene.frames(scene.train), len(scene.train)):
         if frame.depth is not None:
             row, column = random.integers(0, step, 2)
             lattice = slice(row, None, step), slice(column, None, step)
@@ -100,15 +175,25 @@ def from_rgbd(
     if sums is None or not (sums.count >= MIN_RAYS).any():
         raise UserError(
             f"{scene.name}: no training frame has depth between {MIN_DEPTH} and {max_depth} m: the first Gaussians are "
-            "made from depth, so give a scene with depth images"
+            "made from depth, so give a scene with depth images, or data.point_cloud"
         )
-    while (kept := int((sums.count >= MIN_RAYS).sum())) > max_points:
-        # Points lie on surfaces, so their number falls about with the square of the edge; go there in careful steps.
-        voxel *= max(1.03, (kept / max_points) ** 0.4)
-        sums = sums.coarser(voxel)
-    cloud = sums.cloud() if flat_voxel <= voxel else sums.with_flat_parts(flat_voxel).cloud()
-    log.info("%s: %d initial points, one per %.3f m, from %d frames", scene.name, len(cloud), voxel, len(scene.train))
+    sums = sums.at_most(max_points)
+    cloud = (sums if flat_voxel <= sums.voxel else sums.with_flat_parts(flat_voxel)).cloud()
+    log.info(
+        "%s: %d initial points, one per %.3f m, from %d frames", scene.name, len(cloud), cloud.voxel, len(scene.train)
+    )
     return cloud
+
+
+def _check_sizes(voxel: float, max_points: int) -> None:
+    if voxel <= 0 or max_points < 1:
+        raise UserError(f"initial points: voxel {voxel} and max_points {max_points} must be positive")
+
+
+def _shown(things: Iterable[_T], count: int) -> Iterable[_T]:
+    """The same things, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    return track(things, "initial points", count, console=console, transient=True, disable=not console.is_terminal)
 
 
 def neighbour_scale(positions: Tensor, voxel: float) -> Tensor:
@@ -126,7 +211,7 @@ def neighbour_scale(positions: Tensor, voxel: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _VoxelSums:
-    """Sums over the rays of each voxel: ``values`` [n, 9] = position, colour, normal."""
+    """Sums over the rays of each voxel: ``values`` [n, 9 or more] = position, colour, normal, …."""
 
     key: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -167,9 +252,17 @@ class _VoxelSums:
         """The same rays on a coarser grid; a fine voxel goes where its mean lies."""
         return _VoxelSums.of(self.values[:, :3] / self.count[:, None], self.values, self.count, voxel)
 
-    def with_flat_parts(self, voxel: float) -> _VoxelSums:
+    def at_most(self, points: int, least: int = MIN_RAYS) -> _VoxelSums:
+        """On a grid so coarse that no more than ``points`` voxels have ``least`` rays."""
+        sums = self
+        while (kept := int((sums.count >= least).sum())) > points:
+            # Points lie on surfaces, so their number falls about with the square of the edge: go in careful steps.
+            sums = sums.coarser(sums.voxel * max(1.03, (kept / points) ** 0.4))
+        return sums
+
+    def with_flat_parts(self, voxel: float, least: int = MIN_RAYS) -> _VoxelSums:
         """The same rays, those of flat voxels of the coarser grid summed over the whole such voxel."""
-        enough = self.count >= MIN_RAYS
+        enough = self.count >= least
         values, count = self.values[enough], self.count[enough]
         cell = np.floor(values[:, :3] / count[:, None] * (1.0 / voxel)).astype(np.int64)
         _, member = np.unique(cell, axis=0, return_inverse=True)
@@ -185,9 +278,9 @@ class _VoxelSums:
             self.voxel,
         )
 
-    def cloud(self) -> PointCloud:
+    def cloud(self, least: int = MIN_RAYS) -> PointCloud:
         """Means of the voxels with enough rays."""
-        enough = self.count >= MIN_RAYS
+        enough = self.count >= least
         count = self.count[enough]
         mean = self.values[enough] / count[:, None]
         normals = mean[:, 6:] / np.linalg.norm(mean[:, 6:], axis=1, keepdims=True).clip(1e-12)

@@ -18,7 +18,7 @@ from panbench.errors import UserError
 from panbench.gaussians.density import DensityContext, DensityControl
 from panbench.gaussians.fields import FieldSpec
 from panbench.gaussians.gaussian_set import GaussianSet
-from panbench.gaussians.init import PointCloud, from_rgbd, neighbour_scale
+from panbench.gaussians.init import PointCloud, first_points, neighbour_scale
 from panbench.gaussians.optim import build_optimizer
 from panbench.gaussians.rotation import quats_with_normal
 from panbench.heads.base import LabelView, PanopticHead, StepContext
@@ -167,7 +167,7 @@ class GaussianModule(L.LightningModule):
 
     def _initialise(self, scene: Scene) -> None:
         """First Gaussians and queries of a new run, from the scene's RGB-D frames and masks."""
-        cloud = from_rgbd(scene, voxel=self.voxel, flat_voxel=self.flat_voxel, max_points=self.max_points, seed=0)
+        cloud = first_points(scene, voxel=self.voxel, flat_voxel=self.flat_voxel, max_points=self.max_points, seed=0)
         cloud = self.prepare(cloud, scene)
         self.head.seed(scene)
         self._declare(cloud, scene)

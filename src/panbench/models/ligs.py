@@ -14,7 +14,7 @@ from panbench import ops
 from panbench.errors import UserError
 from panbench.gaussians.density import DensityContext, SurfaceDensityControl
 from panbench.gaussians.fields import FieldSpec
-from panbench.gaussians.init import PointCloud, from_rgbd
+from panbench.gaussians.init import PointCloud, first_points
 from panbench.gaussians.mixture import NEIGHBORS, PlaneMixture
 from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
 from panbench.heads.base import PanopticHead
@@ -124,7 +124,9 @@ class LiGS(TwoDGS):
         if not (self.mixture_weight or self.init == "mixture" or isinstance(self.densify, SurfaceDensityControl)):
             return cloud
         self.mixture.cpu()  # the points are there; what calls this moves the whole model back
-        fine = from_rgbd(scene, voxel=self.mixture_voxel, max_points=MIXTURE_POINTS, seed=0, max_depth=self.max_depth)
+        fine = first_points(
+            scene, voxel=self.mixture_voxel, max_points=MIXTURE_POINTS, seed=0, max_depth=self.max_depth
+        )
         self.mixture.fit(
             fine.positions,
             fine.colors,

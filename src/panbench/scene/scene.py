@@ -12,6 +12,7 @@ from torch import Tensor
 from panbench.scene.camera import Camera
 from panbench.scene.frame import Frame
 from panbench.scene.labels import LabelSpace
+from panbench.scene.points import Points
 
 
 class FrameSource(Protocol):
@@ -36,6 +37,7 @@ class Scene:
         labels: the label space of masks, truth and predictions.
         mask_hash: sha256 over the pseudo-mask files that training uses, or "" without masks.
         data_hash: sha256 over the names and sizes of the scene's files.
+        point_cloud: a scan of the scene, where Gaussians start instead of at the frames' depth; None without one.
     """
 
     dataset: str
@@ -47,6 +49,7 @@ class Scene:
     labels: LabelSpace
     mask_hash: str = ""
     data_hash: str = ""
+    point_cloud: Points | None = None
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Decode frames one after another."""

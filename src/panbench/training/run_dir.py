@@ -32,7 +32,8 @@ class RunManifest(BaseModel):
 
     ``tracked`` holds the settings and hashes that decide the result; their hash names the folder. ``settings_hash`` is
     over those of the method alone: the same in every scene, with every mask set and seed; ``data_settings_hash`` over
-    the part of them that methods without training depend on too. ``backend`` is empty until an operator ran.
+    the part of them that methods without training depend on too. ``frames`` names the training and test frames, and how
+    the former were chosen. ``backend`` is empty until an operator ran.
     """
 
     format_version: int = FORMAT_VERSION
@@ -44,6 +45,7 @@ class RunManifest(BaseModel):
     seed: int
     synthetic: bool = False
     tracked: dict[str, Any]
+    frames: dict[str, Any] = Field(default_factory=dict)
     hash: str
     settings_hash: str = ""
     data_settings_hash: str = ""
