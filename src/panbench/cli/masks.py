@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from panbench.cli.verbs import run_verb
 
 # verb: (module, what it does)
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "grounded-sam": ("panbench.cli.masks_grounded_sam", "make the masks of a scene with GroundingDINO and SAM"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
