@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "reproduce": ("panbench.cli.reproduce", "run a result again from its record and compare"),
     "results": ("panbench.cli.results", "list, compare, verify, merge and rescore results"),
     "data": ("panbench.cli.data", "make-room: write a furnished room in the ScanNet layout"),
+    "masks": ("panbench.cli.masks", "make, measure and change pseudo-masks"),
     "doctor": ("panbench.cli.doctor", "what is installed, which back end is used and why"),
 }
 

@@ -1,0 +1,19 @@
+"""The verb ``panbench masks``: picks its own verb. One file each: ``masks_<verb>.py`` with ``add_to`` and ``run``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from panbench.cli.verbs import run_verb
+
+# verb: (module, what it does)
+VERBS: dict[str, tuple[str, str]] = {}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``panbench masks ...``; returns the exit status.
+
+    Raises:
+        UserError: with cause and remedy, from the verb.
+    """
+    return run_verb("masks", "Make, measure and change pseudo-masks.", VERBS, argv)
