@@ -12,8 +12,8 @@ def run_verb(name: str, text: str, verbs: Mapping[str, tuple[str, str]], argv: S
 
     Args:
         name: the first verb. text: what it does, for its ``--help``.
-        verbs: of each second verb its module, and what it does. A module has ``add_to(parser)``, which states the options
-            and imports nothing heavy, and ``run(options) -> exit status``.
+        verbs: of each second verb its module, and what it does. A module has ``add_to(parser)``, which states the
+            options and imports nothing heavy, and ``run(options) -> exit status``.
         argv: what follows the first verb.
     """
     parser = argparse.ArgumentParser(prog=f"panbench {name}", description=text)
