@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from panbench.cli.main import run as main
 from panbench.data.rooms import make_room
 from panbench.data.scannet_reader import open_scene
-from panbench.masks.associate import AssociationSettings, InstanceTracker, MaskView, id_consistency
+from panbench.errors import UserError
+from panbench.masks.associate import AssociationSettings, InstanceTracker, MaskView, associate_set, id_consistency
+from panbench.masks.mask_set import MaskSet
 from panbench.scene import Camera, Scene
 
 W, H = 64, 48
@@ -162,6 +166,30 @@ def test_ids_of_the_room_become_those_of_the_scene(room: Path, masks: str, least
     before, after = consistency(scene, None, views), consistency(scene, tracker.relabel, views)
     assert after > least
     assert after > 1.5 * before
+
+
+def test_the_command_writes_a_set_that_trains(room: Path) -> None:
+    assert main(["masks", "associate", str(room), "--masks", "clean", "--out", "tracked", "--quiet"]) == 0
+    made, source = MaskSet.open(room / "masks_tracked"), MaskSet.open(room / "masks_clean")
+    assert made.manifest is not None
+    assert made.manifest.associated
+    scene = open_scene(room, masks="tracked")
+    pairs = [
+        (f.masks.instance.numpy(), f.truth.instance.numpy()) for f in scene.frames(scene.train) if f.masks and f.truth
+    ]
+    assert id_consistency(pairs) > 0.85
+    for stem in made.stems():
+        np.testing.assert_array_equal(made.read(stem).semantic, source.read(stem).semantic)
+        # Masks are renamed, never reshaped: a mask's pixels have one id, or none.
+        for number in np.unique(source.read(stem).instance):
+            assert len(np.unique(made.read(stem).instance[source.read(stem).instance == number])) == 1
+
+
+def test_a_scene_without_depth_is_told_so(room: Path, tmp_path: Path) -> None:
+    bare = tmp_path / room.name
+    shutil.copytree(room, bare, ignore=shutil.ignore_patterns("depth", "gt"))
+    with pytest.raises(UserError, match="has no depth"):
+        associate_set(bare, "clean", "tracked", AssociationSettings(), progress=False)
 
 
 def test_numbers_within_frames_do_not_matter(room: Path) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from panbench.cli.verbs import run_verb
 
 # verb: (module, what it does)
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "associate": ("panbench.cli.masks_associate", "give instances ids that are the same object in all frames"),
+}
 
 
 def main(argv: Sequence[str]) -> int:

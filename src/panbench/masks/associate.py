@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track as tracked
 from scipy.optimize import linear_sum_assignment
 
-from panbench.scene import Camera
+from panbench.data.scannet_reader import find_masks, open_scene
+from panbench.errors import UserError
+from panbench.masks.mask_set import FrameMasks, MaskManifest, MaskSet, MaskWriter, content_hash
+from panbench.scene import Camera, Scene
 
 _AXIS = 1 << 20  # voxels to either side of the origin, per axis
 _PER_FRAME = 4  # most that one frame adds to an id of a voxel, so that near views do not dominate
 _WIDTH = 320  # pixels of a row that are looked at, about
+_UNSEEN: Mapping[int, int] = {}
 
 
 @dataclass(frozen=True)
@@ -176,12 +183,12 @@ class InstanceTracker:
         """The id [P] that most of a pixel's voxel has, if half of its counts; and whether the voxel is known [P]."""
         best, known = np.zeros(len(pixels.voxels), dtype=np.int64), np.zeros(len(pixels.voxels), dtype=bool)
         for place, key in enumerate(pixels.voxels.tolist()):
-            counts = self._map.get(key)
+            counts = self._map.get(key, _UNSEEN)
             if counts:
                 known[place] = True
                 # The smaller id wins a tie, so that the order of insertion does not matter.
                 most = max(counts, key=lambda k: (counts[k], -k))
-                if 2 * counts[most] >= counts.total():
+                if 2 * counts[most] >= sum(counts.values()):
                     best[place] = most
         return best[pixels.voxel], known[pixels.voxel]
 
@@ -315,6 +322,74 @@ def id_consistency(views: Sequence[tuple[NDArray[np.integer], NDArray[np.integer
     for (ours, theirs), n in counts.items():
         table[rows.index(ours), columns.index(theirs)] = n
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / total)
+
+
+def associate_set(
+    folder: Path, masks: str, out: str, settings: AssociationSettings, progress: bool = True
+) -> MaskManifest:
+    """Associate a mask set of a scene and write it as ``masks_<out>`` there. What is no thing keeps instance 0.
+
+    Args:
+        folder: the scene's folder. masks: NAME or path of the set.
+
+    Raises:
+        UserError: scene or masks cannot be read or written, or the scene has no depth.
+    """
+    source_folder = find_masks(folder, masks)
+    if source_folder is None:
+        raise UserError(f"{folder}: --masks {masks} names no mask set: give the one to start from")
+    source = MaskSet.open(source_folder)
+    native = open_scene(folder, masks=masks).source.camera(0)
+    step = max(1, round(native.width / _WIDTH))
+    scene = open_scene(folder, masks=masks, image_size=(native.width // step, native.height // step))
+    stems = set(source.stems())
+    indices = [i for i in sorted({*scene.train, *scene.test}) if scene.source.name(i) in stems]
+
+    tracker = InstanceTracker(settings)
+    console = Console(stderr=True)
+    for index in tracked(indices, "1/2: pairing masks", console=console, disable=not progress):
+        tracker.observe(_view(scene, index))
+    tracker.finish()
+    manifest = source.manifest
+    names = sorted(scene.source.name(i) for i in indices)
+    with MaskWriter(
+        folder / f"masks_{out}",
+        generator="panbench masks associate",
+        settings={
+            **asdict(settings),
+            "source": source_folder.name,
+            "source_sha256": content_hash(source_folder, names),
+            "source_generator": "" if manifest is None else manifest.generator,
+            "objects": len(tracker.ids),
+        },
+        labels=scene.labels,
+        source="shared" if manifest is None else manifest.labels,
+        synthetic=manifest is not None and manifest.synthetic,
+        associated=True,
+    ) as writer:
+        done = writer.done()
+        for index in tracked(indices, "2/2: naming masks ", console=console, disable=not progress):
+            stem = scene.source.name(index)
+            if stem in done:
+                continue
+            table = tracker.relabel(_view(scene, index))
+            whole = source.read(stem)
+            instance = np.where(scene.labels.is_thing()[whole.semantic], whole.instance, 0)
+            name = np.zeros(int(instance.max(initial=0)) + 1, dtype=np.uint16)
+            for number, scene_id in table.items():
+                name[number] = scene_id
+            writer.write(stem, FrameMasks(whole.semantic, name[instance], whole.score))
+    return writer.manifest
+
+
+def _view(scene: Scene, index: int) -> MaskView:
+    frame = scene.source.load(index)
+    if frame.depth is None:
+        raise UserError(
+            f"{scene.name}: frame {frame.name} has no depth, which association needs: use a scene with depth"
+        )
+    assert frame.masks is not None, "only frames with masks are asked for"
+    return MaskView(frame.camera, frame.depth.numpy(), frame.masks.semantic.numpy(), frame.masks.instance.numpy())
 
 
 def _step(view: MaskView) -> int:
