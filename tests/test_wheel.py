@@ -33,6 +33,8 @@ def test_the_wheel_carries_kernels_configs_baselines_and_licence(wheel: Path) ->
         for path in files:
             assert f"panbench/_assets/{path.relative_to(ROOT)}" in names
     assert "panbench/py.typed" in names
+    for path in (ROOT / "src/panbench/data/label_spaces").iterdir():
+        assert f"panbench/data/label_spaces/{path.name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "docs/", "tools/")) for name in names)
 

@@ -228,6 +228,10 @@ def test_damaged_clouds_are_read_or_refused(tmp_path: Path, suffix: str) -> None
         data.x, data.y, data.z = POSITIONS.astype(np.float64).T
         data.write(str(path))
         seeds = [path.read_bytes()]
+        data = laspy.LasData(laspy.LasHeader(point_format=7, version="1.4"))
+        data.x, data.y, data.z = POSITIONS.astype(np.float64).T
+        data.write(str(path))
+        seeds.append(path.read_bytes())
     else:
         seeds = [pcd(suffix.removesuffix(".pcd"))]
     check_parser(in_file(path, read_point_cloud), seeds, 200)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fuzzing import check, in_file
 from plyfile import PlyData
 
 from panbench.cli.data import main as data_main
@@ -310,6 +311,12 @@ def test_an_archive_that_is_cut_off_is_named(release: Path) -> None:
         open_scene(release)
 
 
+def test_half_of_the_annotation_is_not_taken_for_all_of_it(release: Path) -> None:
+    (release / f"{release.name}_2d-instance-filt.zip").unlink()
+    with pytest.raises(UserError, match=r"2d-instance-filt\.zip: no such file, but its other half is there"):
+        open_scene(release)
+
+
 def test_an_archive_that_lacks_a_test_frame_is_named(release: Path) -> None:
     path = release / f"{release.name}_2d-label-filt.zip"
     with zipfile.ZipFile(path) as archive:
@@ -331,6 +338,43 @@ def test_a_stream_whose_poses_are_all_lost_is_refused(release: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match="no pose is finite"):
         open_scene(release)
+
+
+def patch_header(folder: Path, matrix: int, value: np.ndarray) -> None:
+    """Replace one of the stream's four calibration matrices."""
+    path = folder / f"{folder.name}.sens"
+    data = bytearray(path.read_bytes())
+    at = 12 + len("panbench room") + 64 * matrix
+    data[at : at + 64] = value.astype("<f4").tobytes()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("value", [np.eye(4, k=3) * 0.04 + np.eye(4), np.full((4, 4), np.nan)])
+def test_a_depth_camera_at_another_place_is_reported(
+    release: Path, caplog: pytest.LogCaptureFixture, value: np.ndarray
+) -> None:
+    patch_header(release, 3, value)
+    open_scene(release)
+    assert "its depth camera is not at the colour camera's place" in caplog.text
+
+
+def test_intrinsics_of_another_image_size_are_refused(release: Path) -> None:
+    patch_header(release, 0, np.diag([1170.0, 1170.0, 1.0, 1.0]) + np.array([[0, 0, 647.5, 0]] + [[0] * 4] * 3))
+    with pytest.raises(UserError, match=r"\.sens: its colour intrinsics do not fit images of 160x120"):
+        open_scene(release)
+
+
+def test_mutated_streams_open_as_a_scene_or_are_refused_in_one_line(release: Path) -> None:
+    path = release / f"{release.name}.sens"
+    seed = path.read_bytes()[: SensFile(path).color(1).offset + 20_000]
+
+    def parse(path: Path) -> None:
+        for frame in (scene := open_scene(path.parent, masks=None)).frames(range(len(scene.source))):
+            assert frame.color.shape == (120, 160, 3)
+
+    whole = path.read_bytes()
+    # Damage at the front, where the header and the first poses are.
+    check(lambda data: in_file(path, parse)(data + whole[len(seed) :]), [seed], 60, memory=1 << 30)
 
 
 def test_a_pose_that_is_no_rotation_is_named_with_its_frame(release: Path) -> None:
@@ -359,7 +403,10 @@ def test_every_layout_that_is_offered_is_written(room: Path, tmp_path: Path, mon
         return Path(shutil.copytree(room, out / room.name))
 
     monkeypatch.setattr("panbench.data.rooms.make_room", make)
-    marks = {"scannet-raw": "scans/*/*.sens", "scannetpp": "*/dslr"}
+    marks = {
+        "scannet-raw": "scans/*/*.sens", "scannetpp": "*/dslr", "nerfstudio": "*/transforms.json", "colmap": "*/sparse",
+        "rgbd": "*/depth", "panoptic-lifting": "*/m2f_semantics",
+    }  # fmt: skip
     assert set(marks) <= set(LAYOUTS)
     for layout, mark in marks.items():
         out = tmp_path / layout

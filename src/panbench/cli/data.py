@@ -10,6 +10,9 @@ from panbench.cli.verbs import run_verb
 VERBS: dict[str, tuple[str, str]] = {
     "import": ("panbench.cli.data_import", "convert a nerfstudio, COLMAP, RGB-D or Panoptic Lifting capture"),
     "make-room": ("panbench.cli.data_make_room", "make a procedural furnished room in ScanNet-V2's layout"),
+    "info": ("panbench.cli.data_info", "tell what there is of a scene: frames, sizes, depth, classes, masks"),
+    "check": ("panbench.cli.data_check", "find every fault of a scene, with file and remedy"),
+    "preview": ("panbench.cli.data_preview", "draw frames of a scene and the room from above"),
 }
 
 

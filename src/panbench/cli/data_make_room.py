@@ -15,6 +15,10 @@ _log = logging.getLogger(__name__)
 LAYOUTS: dict[str, tuple[str, str]] = {
     "scannet-raw": ("panbench.data.scannet_raw_export", "write_scannet_raw"),
     "scannetpp": ("panbench.data.scannetpp_export", "write_scannetpp"),
+    "nerfstudio": ("panbench.data.capture_export", "write_nerfstudio"),
+    "colmap": ("panbench.data.capture_export", "write_colmap"),
+    "rgbd": ("panbench.data.capture_export", "write_rgbd"),
+    "panoptic-lifting": ("panbench.data.capture_export", "write_panoptic_lifting"),
 }
 
 
@@ -27,8 +31,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=["scannet", *LAYOUTS],
         default="scannet",
-        help="files to write: scannet (exported frames, the default) or those of another data set; scannet-raw is "
-        "ScanNet-V2 as it is downloaded",
+        help="files to write: scannet (exported frames, the default) or those of another data set or kind of capture; "
+        "scannet-raw is ScanNet-V2 as it is downloaded",
     )
     parser.add_argument(
         "--masks",

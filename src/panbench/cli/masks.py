@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from panbench.cli.verbs import run_verb
 
 # verb: (module, what it does)
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "grounded-sam": ("panbench.cli.masks_grounded_sam", "make the masks of a scene with GroundingDINO and SAM"),
+    "score": ("panbench.cli.masks_score", "measure a mask set against the ground truth, view by view"),
+    "associate": ("panbench.cli.masks_associate", "give instances ids that are the same object in all frames"),
+}
 
 
 def main(argv: Sequence[str]) -> int:

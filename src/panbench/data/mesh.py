@@ -8,8 +8,9 @@ import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyParseError
+from plyfile import PlyParseError
 
+from panbench.data.ply import read_ply
 from panbench.errors import UserError
 from panbench.scene import Camera
 
@@ -22,14 +23,15 @@ def read_mesh(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """
     try:
         # With the length of its lists known, a binary file is read as a table and not row by row.
-        data = PlyData.read(str(path), known_list_len={"face": {"vertex_indices": 3}})
+        data = read_ply(path, known_list_len={"face": {"vertex_indices": 3}})
         vertex, face = data["vertex"], data["face"]
         vertices = np.stack([np.asarray(vertex[axis], dtype=np.float32) for axis in "xyz"], axis=1)
         faces = np.asarray(np.stack(face["vertex_indices"]) if len(face.data) else np.zeros((0, 3)), dtype=np.int32)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file: download the scene's mesh again") from error
-    except (OSError, PlyParseError, KeyError, ValueError, UnicodeDecodeError, MemoryError) as error:
-        raise UserError(f"{path}: is no whole PLY file of triangles ({error}): copy or download it again") from error
+    except (OSError, PlyParseError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        cause = " ".join(ascii(str(error))[1:-1].split())
+        raise UserError(f"{path}: is no whole PLY file of triangles ({cause}): copy or download it again") from error
     if not len(faces):
         raise UserError(f"{path}: has no triangles: download the scene's mesh again")
     if faces.min() < 0 or faces.max() >= len(vertices):

@@ -87,7 +87,9 @@ class _World:
         return cls(rotation, matrix[:, 3], scale)
 
     def pose(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Camera to the original world, OpenCV axes, of a matrix of the file."""
+        """Camera to the original world, OpenCV axes, of a matrix of the file; as it is where that is not finite."""
+        if not np.isfinite(matrix).all():
+            return matrix
         out = matrix.copy()
         out[:3, 3] = self.rotation.T @ (matrix[:3, 3] / self.scale - self.shift)
         out[:3, :3] = self.rotation.T @ matrix[:3, :3]
@@ -185,7 +187,7 @@ def _image(name: str, index: Path) -> Path:
 
 def _inside(name: object, index: Path) -> Path:
     """The file of that name in the folder of the index, or beside it: nothing else is the capture's."""
-    if not isinstance(name, str) or "\0" in name or len(name) > 1000:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 1000:
         raise UserError(f"{index}: {str(name)[:40]!r} is no path of a file: {_REMEDY}")
     path = index.parent / name
     if not path.resolve().is_relative_to(index.parent.resolve()):

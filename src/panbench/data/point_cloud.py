@@ -30,6 +30,7 @@ _PCD_TYPES = {"<f4", "<f8", *(f"<{kind}{size}" for kind in "iu" for size in (1, 
 _Columns = tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]
 
 
+@np.errstate(all="ignore")  # of damaged floats, numpy would warn
 def read_point_cloud(path: Path) -> Points:
     """Read a .ply, .las, .laz or .pcd file. Points that are not finite, as in holes of organised clouds, are left out.
 
@@ -45,7 +46,8 @@ def read_point_cloud(path: Path) -> Points:
     if not path.is_file():
         raise UserError(f"{path}: no such file: correct data.point_cloud")
     positions, colors, normals = reader(path)
-    kept = np.flatnonzero(np.isfinite(positions).all(axis=1))
+    # Beyond 1e30 nothing can be measured, nor squared.
+    kept = np.flatnonzero((np.abs(positions) < 1e30).all(axis=1))
     if len(kept) > MAX_POINTS:
         kept = np.sort(np.random.default_rng(0).choice(kept, MAX_POINTS, replace=False))
     if not len(kept):
@@ -58,8 +60,8 @@ def read_point_cloud(path: Path) -> Points:
             "so that the scene lies near the origin"
         )
     if normals is not None:
-        length = np.linalg.norm(normals[kept], axis=1, keepdims=True)
-        known = np.isfinite(length).all() and (length > 0).all()
+        length = np.linalg.norm(normals[kept].astype(np.float64), axis=1, keepdims=True)
+        known = bool(np.isfinite(length).all()) and bool((length > 0).all())
         normals = (normals[kept] / length).astype(np.float32) if known else None
     return Points(
         np.ascontiguousarray(positions, dtype=np.float32),
@@ -194,20 +196,29 @@ def _read_las(path: Path) -> _Columns:
         raise UserError(f"{path}: reading LAS files needs laspy: pip install 'panbench[data]'") from error
     try:
         _check_las_counts(path)
-        with laspy.open(str(path)) as stream:
+        with path.open("rb") as file, laspy.LasReader(file, closefd=False, read_evlrs=False) as stream:
             count, width = stream.header.point_count, stream.header.point_format.size
             if path.suffix.lower() == ".las" and count * width > path.stat().st_size:
                 raise ValueError(f"{count} points in a file of {path.stat().st_size} bytes")
             if path.suffix.lower() == ".laz" and not laspy.LazBackend.detect_available():
                 raise UserError(f"{path}: reading LAZ files needs lazrs: pip install lazrs, or convert the file to LAS")
-            data = stream.read()
-        positions = np.asarray(data.xyz, dtype=np.float64)
+            data: Any = stream.read_points(count)
+        positions = np.stack([np.asarray(data[axis], dtype=np.float64) for axis in "xyz"], axis=1)
         colors = None
         if {"red", "green", "blue"} <= set(data.point_format.dimension_names):
             colors = np.stack([np.asarray(data[name]) for name in ("red", "green", "blue")], axis=1).astype(np.float32)
             # The format asks for 16 bits; some programs write 8.
             colors /= np.float32(255 if colors.max(initial=0) <= 255 else 65535)
-    except (laspy.LaspyException, OSError, EOFError, ValueError, IndexError, struct.error, MemoryError) as error:
+    except (
+        laspy.LaspyException,
+        OSError,
+        EOFError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        struct.error,
+        MemoryError,
+    ) as error:
         raise UserError(f"{path}: is no whole LAS file ({_brief(error)}): export it again") from error
     return positions, colors, None
 
@@ -368,4 +379,5 @@ def lzf_decompress(data: bytes, size: int) -> bytes:
 
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:120]
+    # Some messages quote the file.
+    return "".join(c if c.isprintable() else "?" for c in (lines[0] if lines else type(error).__name__))[:120]

@@ -120,9 +120,10 @@ def read_mesh_truth(folder: Path, world: NDArray[np.float64]) -> MeshTruth | Non
     # Only scenes whose labels are cast need the ray caster.
     from panbench.data.mesh import MeshCaster, read_mesh
 
+    ids = need_label_table(folder, "its annotation names categories").ids
     vertices, faces = read_mesh(mesh)
     annotation = read_annotation(segments, groups, len(vertices))
-    raw = annotation.raw_ids(need_label_table(folder, "its annotation names categories").ids)
+    raw = annotation.raw_ids(ids)
     moved = (vertices @ world[:3, :3].T + world[:3, 3]).astype(np.float32)
     return MeshTruth(MeshCaster(moved, faces), raw, annotation.instance)
 

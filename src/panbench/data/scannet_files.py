@@ -101,7 +101,7 @@ def list_side_files(folder: Path, masks: Path | None) -> SideFiles:
     Raises:
         UserError: an archive is damaged, names are no numbers, or a file's partner is missing.
     """
-    label, instance = _list_truth(folder, "label"), _list_truth(folder, "instance")
+    label, instance = _list_truth(folder)
     need_partner(label, instance, folder / "instance-filt", "instance image")
     sets = ("semantic_image", "instance_image", "score")
     semantic_masks, instance_masks, scores = (list_numbered(masks / s, (".png",)) if masks else {} for s in sets)
@@ -111,15 +111,23 @@ def list_side_files(folder: Path, masks: Path | None) -> SideFiles:
     return SideFiles(label, instance, semantic_masks, instance_masks, scores)
 
 
-def _list_truth(folder: Path, kind: str) -> Mapping[int, File]:
-    """Images of ``<kind>-filt/``, else those in the archive of the filtered, else in that of the unfiltered ones."""
-    if (folder / f"{kind}-filt").is_dir():
-        return list_numbered(folder / f"{kind}-filt", (".png",))
+def _list_truth(folder: Path) -> tuple[Mapping[int, File], Mapping[int, File]]:
+    """Label and instance images: of the folders, else of the archives of the filtered, else of the unfiltered ones."""
+    kinds = ("label", "instance")
+    if any((folder / f"{kind}-filt").is_dir() for kind in kinds):
+        label, instance = (list_numbered(folder / f"{kind}-filt", (".png",)) for kind in kinds)
+        return label, instance
     for end in ("-filt", ""):
-        path = folder / f"{folder.name}_2d-{kind}{end}.zip"
-        if path.is_file():
-            return by_number(list_zip(path, (".png",)))
-    return {}
+        paths = [folder / f"{folder.name}_2d-{kind}{end}.zip" for kind in kinds]
+        missing = [path for path in paths if not path.is_file()]
+        if len(missing) == 1:
+            raise UserError(
+                f"{missing[0]}: no such file, but its other half is there: download it, or remove the other"
+            )
+        if not missing:
+            label, instance = (by_number(list_zip(path, (".png",))) for path in paths)
+            return label, instance
+    return {}, {}
 
 
 def list_numbered(folder: Path, suffixes: Sequence[str]) -> dict[int, Path]:
@@ -155,7 +163,9 @@ def need_partner(have: Mapping[int, File], partners: Mapping[int, File], folder:
     missing = [path for number, path in have.items() if number not in partners]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{missing[0]}: has no {what} of its frame number in {folder}{more}: export the scene again")
+        raise UserError(
+            f"{missing[0]}: has no {what} of its frame number in {folder}{more}: export or download all again"
+        )
 
 
 def read_facts(folder: Path) -> dict[str, str]:
@@ -220,6 +230,8 @@ def nearest_rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
 def make_pinhole(matrix: NDArray[np.float64], size: tuple[int, int]) -> Pinhole | None:
     """Intrinsics of a matrix whose pixels have their centres at whole numbers; None if they do not fit the size."""
     fx, fy, cx, cy = (float(v) for v in (matrix[0, 0], matrix[1, 1], matrix[0, 2] + 0.5, matrix[1, 2] + 0.5))
+    if min(size) < 1:
+        return None
     # A principal point far from the middle means intrinsics of another image size, the usual slip after resizing.
     centred = 0.25 < cx / size[0] < 0.75 and 0.25 < cy / size[1] < 0.75
     fits = np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0 and centred

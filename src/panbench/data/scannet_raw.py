@@ -77,7 +77,7 @@ def list_raw(folder: Path, masks: Path | None, world: NDArray[np.float64]) -> Sc
     has_depth = any(f.depth for f in frames)
     if has_depth and bare is not None:
         raise UserError(f"{path}: frame {bare.name} has no depth: the file is damaged, download it again")
-    if np.abs(np.linalg.pinv(h.color_extrinsic) @ h.depth_extrinsic - np.eye(4)).max() > 0.001:
+    if not np.abs(h.color_extrinsic - h.depth_extrinsic).max() <= 0.001:  # one of them may be NaN
         log.warning("%s: its depth camera is not at the colour camera's place; depth is used as if it were", path)
     depth = _pinhole(path, "depth", h.depth_intrinsic, h.depth_size) if has_depth else None
     return SceneFiles(frames, frozenset(lost), color, depth)

@@ -497,7 +497,7 @@ def _read_split(path: Path, files: Sequence[FrameFiles], lost: Set[int]) -> tupl
         names = {part: [int(name) for name in data[part]] for part in ("train", "test")}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such split file: correct data.split_file") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f'{path}: is not {{"train": [frame, ...], "test": [frame, ...]}} ({error!r}): correct it'
         ) from error

@@ -190,7 +190,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[SensHeader, int, int]:
     if length > _LONGEST_NAME:
         raise UserError(f"{path}: its sensor's name has {length} bytes: the file is damaged, download it again")
     sensor = take(length).decode(errors="replace")
-    matrices = np.frombuffer(take(_MATRICES), dtype="<f4").reshape(4, 4, 4).astype(np.float64)
+    matrices = _as_float64(np.frombuffer(take(_MATRICES), dtype="<f4"))
     color_code, depth_code, *sizes, shift, frames = _SHAPE.unpack(take(_SHAPE.size))
     color_codec = _codec(path, "colour", COLOR_CODECS, color_code, _READ_COLOR)
     depth_codec = _codec(path, "depth", DEPTH_CODECS, depth_code, _READ_DEPTH)
@@ -254,7 +254,13 @@ def _read_index(
             at += length
     if at > end:
         raise UserError(f"{path}: ends within frame {frames - 1} of {frames}: the file is cut off, download it again")
-    return poses.reshape(-1, 4, 4).astype(np.float64), places[0], places[1]
+    return _as_float64(poses), places[0], places[1]
+
+
+def _as_float64(matrices: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Matrices [N, 4, 4]. Damaged files hold NaNs that numpy would warn of."""
+    with np.errstate(invalid="ignore"):
+        return matrices.reshape(-1, 4, 4).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,16 +7,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from panbench.data.npy import parse_npy
+from panbench.data.zip_file import list_zip
 from panbench.errors import UserError
 
 FILE = Path("gt") / "depth_gt.npz"
+_LARGEST = 1 << 30  # bytes of depth unpacked; the largest rooms have 120 million
 
 
 class TrueDepth:
@@ -46,9 +48,10 @@ class TrueDepth:
 
     def _read(self) -> dict[str, NDArray[np.float32]]:
         try:
-            with np.load(self.path) as file:
-                depth, unit, stems = file["depth"], float(file["metres_per_unit"]), file["stems"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {m.stem: m.read_bytes() for m in list_zip(self.path, (".npy",), _LARGEST)}
+            depth, unit = parse_npy(arrays["depth"]), float(parse_npy(arrays["metres_per_unit"]))
+            stems = [str(stem) for stem in parse_npy(arrays["stems"], "U").tolist()]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path}: cannot be read as depth, metres_per_unit and stems ({error}): make the scene again, "
                 "or remove the file"

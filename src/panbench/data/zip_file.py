@@ -71,8 +71,10 @@ class ZipMember:
         return UserError(f"{self}: cannot be unpacked ({cause}): the archive is damaged, download it again")
 
 
-def list_zip(path: Path, suffixes: Sequence[str]) -> list[ZipMember]:
+def list_zip(path: Path, suffixes: Sequence[str], largest: int = MAX_MEMBER) -> list[ZipMember]:
     """The files of an archive that end in one of the suffixes (lower case, with dot), whatever folder they are in.
+
+    ``largest`` is how many bytes one of them may have unpacked.
 
     Raises:
         UserError: there is no such archive, it is cut off or damaged, or a member is encrypted, packed in a way that is
@@ -86,10 +88,10 @@ def list_zip(path: Path, suffixes: Sequence[str]) -> list[ZipMember]:
     except (zipfile.BadZipFile, *_BROKEN) as error:
         raise UserError(f"{path}: is no whole ZIP archive ({error}): download it again") from error
     end = path.stat().st_size
-    return [_member(path, info, end) for info in infos]
+    return [_member(path, info, end, largest) for info in infos]
 
 
-def _member(path: Path, info: zipfile.ZipInfo, end: int) -> ZipMember:
+def _member(path: Path, info: zipfile.ZipInfo, end: int, largest: int) -> ZipMember:
     shown = "".join(c if c.isprintable() else "?" for c in info.filename)
     where = f"{path}!{shown}"
     if info.flag_bits & _ENCRYPTED:
@@ -100,9 +102,9 @@ def _member(path: Path, info: zipfile.ZipInfo, end: int) -> ZipMember:
         )
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
     bound = _DENSEST * info.compress_size if deflated else info.compress_size
-    if info.file_size > min(bound, MAX_MEMBER):
+    if info.file_size > min(bound, largest):
         raise UserError(
-            f"{where}: claims {info.file_size} bytes in {info.compress_size}; at most {MAX_MEMBER} are read: the "
+            f"{where}: claims {info.file_size} bytes in {info.compress_size}; at most {largest} are read: the "
             "archive is damaged, download it again"
         )
     if info.header_offset < 0 or info.header_offset + info.compress_size > end:

@@ -183,6 +183,11 @@ class MaskWriter:
                     "choose another name, or move them away"
                 )
 
+    @property
+    def manifest(self) -> MaskManifest:
+        """The manifest; frames and hash are those of the last :meth:`close`."""
+        return self._manifest
+
     def done(self) -> set[str]:
         """Stems that are written already."""
         kinds = ({p.stem for p in (self.folder / kind).glob("*.png")} for kind in (SEMANTIC, INSTANCE))
@@ -225,7 +230,7 @@ class MaskWriter:
         with replacing(self.folder / kind / f"{stem}.png") as stream:
             Image.fromarray(image).save(stream, format="PNG")
 
-    def close(self) -> MaskManifest:
+    def close(self) -> None:
         """Write the manifest: the set is complete.
 
         Raises:
@@ -239,7 +244,6 @@ class MaskWriter:
         )
         self._save_manifest(self.folder / MANIFEST)
         (self.folder / _UNFINISHED).unlink(missing_ok=True)
-        return self._manifest
 
     def _save_manifest(self, path: Path) -> None:
         try:
