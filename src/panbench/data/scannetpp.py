@@ -59,8 +59,8 @@ class ScanNetPPDataModule(SceneDataModule):
             select: which frames ``views`` keeps: "even", "sharpest", "coverage" (:func:`panbench.data.select.choose`).
             point_cloud: a .ply, .las, .laz or .pcd file in the world of the poses, metres: a path, or the name of a
                 file in the scene's folder. Gaussians start from it, and frames without depth get its points as depth.
-            camera: "undistorted": the undistorted DSLR images; "fisheye": those of the lens, undistorted here, which needs
-                OpenCV; "iphone": the video with its depth; "auto": the first of these that is there.
+            camera: "undistorted": the undistorted DSLR images; "fisheye": those of the lens, undistorted here, which
+                needs OpenCV; "iphone": the video with its depth; "auto": the first of these that is there.
             overlap: which of several annotated objects a vertex belongs to: "smallest", or "last" listed.
             test_every: of iPhone frames every n-th kept one is test; 0: none. DSLR images have a split.
             order_seed: seed of the frame order; None: that of ``seed_everything``.

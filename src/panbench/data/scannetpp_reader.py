@@ -250,8 +250,8 @@ def open_scene(
     truth = read_annotation(folder, len(vertices), label_space, labels, overlap)
     log.info(
         "%s: %s, %d train, %d test, %dx%d, mesh of %d triangles, %s, masks %s",
-        folder.name, "fisheye DSLR" if undistortion else "undistorted DSLR", len(train), len(test), *size, len(faces), "ground truth" if truth else "no ground truth",
-        mask_folder.name if mask_folder else "none",
+        folder.name, "fisheye DSLR" if undistortion else "undistorted DSLR", len(train), len(test), *size, len(faces),
+        "ground truth" if truth else "no ground truth", mask_folder.name if mask_folder else "none",
     )  # fmt: skip
     source = ScanNetPPSource(
         files, [hidden.get(n) for n in names], color, size, labels, max_depth, cache_bytes, MeshCaster(vertices, faces),
