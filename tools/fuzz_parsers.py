@@ -15,6 +15,7 @@ import argparse
 import importlib
 import io
 import json
+import struct
 import sys
 import tempfile
 import time
@@ -306,6 +307,97 @@ def _mask_manifest(root: Path) -> Target:
     return _member(root / "masks_x", "manifest.json", read)
 
 
+def _cloud_ply(root: Path) -> Target:
+    from panbench.data.point_cloud import read_point_cloud, write_ply
+    from panbench.scene import Points
+
+    points = np.arange(30, dtype=np.float32).reshape(10, 3) / 10
+    up = np.tile(np.array([0, 0, 1], dtype=np.float32), (10, 1))
+    write_ply(root / "seed.ply", Points(points, (points / 3).astype(np.float32), up))
+    seeds = [
+        (root / "seed.ply").read_bytes(),
+        _ply(True),
+        _ply(False, [("red", "u1"), ("green", "u1"), ("blue", "u1")]),
+    ]
+    return Target(fuzzing.in_file(root / "x.ply", read_point_cloud), seeds)
+
+
+def _cloud_las(root: Path) -> Target:
+    import laspy
+
+    from panbench.data.point_cloud import read_point_cloud
+
+    seeds: list[bytes] = []
+    for form, version in ((2, "1.2"), (7, "1.4")):
+        data = laspy.LasData(laspy.LasHeader(point_format=form, version=version))
+        data.x, data.y, data.z = np.arange(30.0).reshape(3, 10)
+        data.write(str(root / "seed.las"))
+        seeds.append((root / "seed.las").read_bytes())
+    return Target(fuzzing.in_file(root / "x.las", read_point_cloud), seeds)
+
+
+def _cloud_pcd(root: Path) -> Target:
+    from panbench.data.point_cloud import read_point_cloud
+
+    table = np.arange(30, dtype="<f4").reshape(10, 3)
+    plain = np.ascontiguousarray(table.T).tobytes()
+    # LZF of literal runs, which may have 32 bytes each.
+    packed = b"".join(bytes([len(part) - 1]) + part for k in range(0, len(plain), 32) if (part := plain[k : k + 32]))
+    bodies = {
+        "ascii": "\n".join(" ".join(map(str, row)) for row in table.tolist()).encode() + b"\n",
+        "binary": table.tobytes(),
+        "binary_compressed": struct.pack("<II", len(packed), len(plain)) + packed,
+    }
+    head = (
+        "VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 10\nHEIGHT 1\n"
+        "VIEWPOINT 0 0 0 1 0 0 0\nPOINTS 10\nDATA {}\n"
+    )
+    seeds = [head.format(kind).encode() + body for kind, body in bodies.items()]
+    return Target(fuzzing.in_file(root / "x.pcd", read_point_cloud), seeds)
+
+
+def _npy(root: Path) -> Target:
+    from panbench.data.npy import parse_npy
+    from panbench.errors import UserError
+
+    def read(data: bytes) -> object:
+        try:
+            return parse_npy(data)
+        except ValueError as error:  # its callers name the file
+            raise UserError(f"x.npy: {error}") from error
+
+    seeds: list[bytes] = []
+    for values in (_depth(), _depth().astype(np.float32)):
+        stream = io.BytesIO()
+        np.save(stream, values)
+        seeds.append(stream.getvalue())
+    return Target(read, seeds)
+
+
+def _nerfstudio(root: Path) -> Target:
+    from panbench.data.nerfstudio import read_nerfstudio
+
+    frames: list[dict[str, Any]] = []
+    for n in range(_FRAMES):
+        pose = np.eye(4)
+        pose[0, 3] = 0.1 * n
+        _write(root / f"images/frame_{n}.png", _image(_color()))
+        frames.append({"file_path": f"./images/frame_{n}.png", "transform_matrix": pose.tolist()})
+    data = {"fl_x": 14.0, "fl_y": 14.0, "cx": 8.0, "cy": 6.0, "w": _WIDTH, "h": _HEIGHT, "frames": frames}
+    more = {"applied_transform": np.eye(4)[:3].tolist(), "applied_scale": 1.0, "camera_model": "OPENCV", "k1": 0.01}
+    split = {"train_filenames": ["images/frame_0.png", "images/frame_1.png"], "test_filenames": ["images/frame_2.png"]}
+    _write(root / "transforms.json", json.dumps(data))
+    return _member(root, "transforms.json", read_nerfstudio, json.dumps({**data, **more, **split}, indent=1).encode())
+
+
+def _trajectory(root: Path) -> Target:
+    from panbench.data.rgbd import read_trajectory
+
+    tum = "# time tx ty tz qx qy qz qw\n" + "".join(f"{k}.5 {k} 2 3 0 0 0.6 0.8\n" for k in range(9))
+    rows = "".join(" ".join(str(v) for v in np.eye(4).ravel()) + "\n" for _ in range(4))
+    return Target(fuzzing.in_file(root / "trajectory.txt", read_trajectory), [tum.encode(), rows.encode()])
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "sens": _sens,
     "zip": _zip,
@@ -329,6 +421,12 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "json-scannetpp-groups": _scannetpp_file("scans/segments_anno.json"),
     "json-predictions": _predictions,
     "json-masks": _mask_manifest,
+    "ply-cloud": _cloud_ply,
+    "las": _cloud_las,
+    "pcd": _cloud_pcd,
+    "npy": _npy,
+    "json-nerfstudio": _nerfstudio,
+    "text-trajectory": _trajectory,
 }
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import check as check_parser
-from fuzzing import in_file
 from plyfile import PlyData, PlyElement
 
 from panbench.data.point_cloud import MAX_POINTS, lzf_decompress, read_point_cloud, write_ply
@@ -185,7 +183,7 @@ HEADER = "VERSION 0.7\nFIELDS {f}\nSIZE {s}\nTYPE {t}\nCOUNT {c}\nWIDTH {n}\nHEI
         ("a.xyz", b"", "is no point cloud that can be read"),
         ("a.ply", b"", "is no whole PLY file"),
         ("a.ply", b"ply\nformat binary_little_endian 1.0\nelement vertex 9999999999\nproperty float x\nend_header\n",
-         "9999999999 elements in a file of"),
+         "promises 19999999998 rows and values in"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n", "with x, y, z"),
         ("a.pcd", b"VERSION 0.7\n", "no DATA line"),
         ("a.pcd", HEADER.format(f="x y z", s="4 4 4", t="F F F", c="1 1 1", n=10**12, d="binary").encode(),
@@ -212,26 +210,3 @@ def test_a_bad_cloud_is_one_line(tmp_path: Path, name: str, content: bytes, says
 def test_a_cloud_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file: correct"):
         read_point_cloud(tmp_path / "none.ply")
-
-
-@pytest.mark.parametrize("suffix", ["ply", "ascii.pcd", "binary.pcd", "binary_compressed.pcd", "las"])
-def test_damaged_clouds_are_read_or_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"cloud.{suffix}"
-    if suffix == "ply":
-        ply(path, text=False)
-        seeds = [path.read_bytes()]
-        ply(path, text=True)
-        seeds.append(path.read_bytes())
-    elif suffix == "las":
-        laspy = pytest.importorskip("laspy")
-        data = laspy.LasData(laspy.LasHeader(point_format=2, version="1.2"))
-        data.x, data.y, data.z = POSITIONS.astype(np.float64).T
-        data.write(str(path))
-        seeds = [path.read_bytes()]
-        data = laspy.LasData(laspy.LasHeader(point_format=7, version="1.4"))
-        data.x, data.y, data.z = POSITIONS.astype(np.float64).T
-        data.write(str(path))
-        seeds.append(path.read_bytes())
-    else:
-        seeds = [pcd(suffix.removesuffix(".pcd"))]
-    check_parser(in_file(path, read_point_cloud), seeds, 200)

@@ -12,11 +12,12 @@ Its world has no scale: ``scale`` metres are one unit. Pixel centres are at + 0.
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from panbench.data.capture import Capture, CaptureFrame, beside, natural
+from panbench.data.colmap_model import ColmapCamera, read_model
 from panbench.data.undistort import Lens
 from panbench.errors import UserError
 from panbench.scene import Points
@@ -45,26 +46,20 @@ def read_colmap(
     model = find_model(source)
     if model is None:
         raise UserError(f"{source / _PLACES[0]}: has no cameras.bin or cameras.txt: give the folder above sparse/")
-    reconstruction = _read_model(model)
+    reconstruction, cloud = read_model(model)
     folder = images or source / "images"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give that of the images as --images")
     depth = depth or source / "depth"
     lenses = {key: _lens(camera, model) for key, camera in reconstruction.cameras.items()}
-    registered = sorted(
-        (reconstruction.images[k] for k in reconstruction.reg_image_ids()), key=lambda i: natural(i.name)
-    )
     frames: list[CaptureFrame] = []
-    for image in registered:
+    for image in sorted(reconstruction.images, key=lambda i: natural(i.name)):
         path = folder / image.name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(
                 f"{model}: its image {image.name[:80]} lies outside of {folder}: give its folder as --images"
             )
-        pose: Any = image.cam_from_world
-        # A property before version 3.13, a method since.
-        rigid: Any = pose() if callable(pose) else pose
-        to_camera = np.asarray(rigid.matrix(), dtype=np.float64)
+        to_camera = np.array(image.to_camera, dtype=np.float64)
         to_world = np.eye(4)
         to_world[:3, :3], to_world[:3, 3] = to_camera[:, :3].T, -to_camera[:, :3].T @ to_camera[:, 3]
         measured = depth / PurePosixPath(image.name).with_suffix(".png")
@@ -72,7 +67,7 @@ def read_colmap(
             CaptureFrame(
                 name=image.name,
                 color=path,
-                lens=lenses[image.camera_id],
+                lens=lenses[image.camera],
                 camera_to_world=to_world,
                 depth=measured if measured.is_file() else None,
             )
@@ -85,39 +80,19 @@ def read_colmap(
             f"{depth}: has no depth of {frames[found.index(False)].name}: give depth of all images, or none"
         )
     index = next(p for s in ("bin", "txt") if (p := model / f"images.{s}").is_file())
-    return beside(Capture("colmap", source, index, frames, depth_unit=depth_unit, points=_points(reconstruction)))
+    return beside(Capture("colmap", source, index, frames, depth_unit=depth_unit, points=_points(cloud)))
 
 
-def _read_model(model: Path) -> Any:
+def _lens(camera: ColmapCamera, model: Path) -> Lens:
     try:
-        import pycolmap
-    except ImportError as error:
-        raise UserError(f"{model}: reading COLMAP models needs pycolmap: pip install 'panbench[data]'") from error
-    for name in ("cameras", "images", "points3D"):
-        if not any((model / f"{name}.{suffix}").is_file() for suffix in ("bin", "txt")):
-            raise UserError(f"{model / name}.bin: no such file, nor {name}.txt: export the model again")
-    try:
-        return pycolmap.Reconstruction(str(model))
-    except (RuntimeError, ValueError, OSError, IndexError, KeyError, MemoryError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"{model}: is no whole COLMAP model ({first[:120]}): export it again") from error
-
-
-def _lens(camera: Any, model: Path) -> Lens:
-    try:
-        return Lens.from_colmap(camera.model.name, camera.width, camera.height, tuple(camera.params))
+        return Lens.from_colmap(camera.model, camera.width, camera.height, camera.params)
     except ValueError as error:
         raise UserError(
-            f"{model}: has a camera of model {camera.model.name}, which is not supported: undistort the images with "
+            f"{model}: has a camera of model {camera.model}, which is not supported: undistort the images with "
             "colmap image_undistorter and give its output"
         ) from error
 
 
-def _points(reconstruction: Any) -> Points | None:
-    rows = [reconstruction.points3D[k] for k in sorted(reconstruction.points3D)]
-    if not rows:
-        return None
-    positions = np.array([row.xyz for row in rows], dtype=np.float32)
-    colors = np.array([row.color for row in rows], dtype=np.float32) / np.float32(255)
-    finite = np.isfinite(positions).all(axis=1)
-    return Points(positions[finite], colors[finite]) if finite.any() else None
+def _points(cloud: NDArray[np.float64]) -> Points | None:
+    cloud = cloud[np.isfinite(cloud).all(axis=1)]
+    return Points(cloud[:, :3].astype(np.float32), (cloud[:, 3:] / 255).astype(np.float32)) if len(cloud) else None

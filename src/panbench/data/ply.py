@@ -29,6 +29,7 @@ def read_ply(path: Path, **options: Any) -> PlyData:
             promised += count
         elif words[:1] == [b"property"]:
             promised += count  # a value takes a byte at least
-    if promised > 2 * path.stat().st_size:
-        raise ValueError("its header promises more than it holds")
+    size = path.stat().st_size
+    if promised > 2 * size:
+        raise ValueError(f"its header promises {promised} rows and values in {size} bytes")
     return PlyData.read(str(path), **options)

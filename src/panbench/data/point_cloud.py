@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyParseError
+from plyfile import PlyParseError
 
 from panbench.data.cache import ByteBudgetCache
+from panbench.data.ply import read_ply
 from panbench.errors import UserError
 from panbench.scene import Camera, Frame, FrameSource, Points, Scene
 
@@ -146,11 +147,8 @@ class CloudDepthSource:
 
 
 def _read_ply(path: Path) -> _Columns:
-    with path.open("rb") as stream:
-        head = stream.read(_HEADER)
     try:
-        _check_ply_counts(head, path)
-        rows = PlyData.read(str(path))["vertex"].data
+        rows = read_ply(path)["vertex"].data
         positions = np.stack([rows[axis] for axis in "xyz"], axis=1).astype(np.float64)
     except (OSError, PlyParseError, KeyError, ValueError, IndexError, TypeError, MemoryError, OverflowError) as error:
         raise UserError(
@@ -158,15 +156,6 @@ def _read_ply(path: Path) -> _Columns:
         ) from error
     named = {name: rows[name] for name in rows.dtype.names or ()}
     return positions, _colors(named), _stacked(named, ("nx", "ny", "nz"))
-
-
-def _check_ply_counts(head: bytes, path: Path) -> None:
-    """Raises: ValueError: the header promises more elements than the file has bytes."""
-    end = head.find(b"end_header")
-    for line in head[: max(end, 0)].split(b"\n"):
-        words = line.split()
-        if words[:1] == [b"element"] and len(words) == 3 and int(words[2]) > path.stat().st_size:
-            raise ValueError(f"{int(words[2])} elements in a file of {path.stat().st_size} bytes")
 
 
 def _colors(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
@@ -285,6 +274,8 @@ def _pcd_columns(data: bytes) -> dict[str, NDArray[Any]]:
         return {name: table[field][:, 0] for name, (field, _, _) in _single(names, fields)}
     if encoding != "binary_compressed":
         raise ValueError(f"DATA is {encoding[:20]}")
+    if len(body) < 8:
+        raise ValueError("the lengths of the packed data are missing")
     packed, size = struct.unpack_from("<II", body)
     if size != number * width or packed > len(body) - 8:
         raise ValueError(f"{size} bytes for {number} points of {width}, packed in {packed} of {len(body) - 8}")
