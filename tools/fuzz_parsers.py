@@ -311,7 +311,7 @@ def _cloud_ply(root: Path) -> Target:
     from panbench.data.point_cloud import read_point_cloud, write_ply
     from panbench.scene import Points
 
-    points = np.arange(30, dtype=np.float32).reshape(10, 3) / 10
+    points = (np.arange(30).reshape(10, 3) / 10).astype(np.float32)
     up = np.tile(np.array([0, 0, 1], dtype=np.float32), (10, 1))
     write_ply(root / "seed.ply", Points(points, (points / 3).astype(np.float32), up))
     seeds = [

@@ -109,7 +109,7 @@ def main() -> int:
         image = read.images[key]
         pose = image.cam_from_world
         # A property before version 3.13, a method since.
-        rigid = pose() if callable(pose) else pose
+        rigid: Any = pose() if callable(pose) else pose
         matrix: list[list[float]] = np.asarray(rigid.matrix(), dtype=np.float64).tolist()
         images.append(ColmapImage(name=image.name, camera=image.camera_id, to_camera=matrix))
     cameras = {
