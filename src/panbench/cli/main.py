@@ -26,8 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("panbench.cli.report", "make tables and a site of stored results"),
     "reproduce": ("panbench.cli.reproduce", "run a result again from its record and compare"),
     "results": ("panbench.cli.results", "list, compare, verify, merge and rescore results"),
-    "data": ("panbench.cli.data", "make-room: write a furnished room in the ScanNet layout"),
-    "masks": ("panbench.cli.masks", "make, measure and change pseudo-masks"),
+    "data": ("panbench.cli.data", "check, look at, import and make scenes"),
+    "masks": ("panbench.cli.masks", "make, import, measure and change pseudo-masks"),
     "doctor": ("panbench.cli.doctor", "what is installed, which back end is used and why"),
 }
 

@@ -20,4 +20,4 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: with cause and remedy, from the verb.
     """
-    return run_verb("masks", "Make, measure and change pseudo-masks.", VERBS, argv)
+    return run_verb("masks", "Make, import, measure and change pseudo-masks.", VERBS, argv)
