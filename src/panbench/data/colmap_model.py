@@ -81,7 +81,7 @@ def _cause(log: str) -> str:
     lines = [_LOG_PREFIX.sub("", line).strip() for line in log.splitlines()]
     told = [line for line in lines if line and not line.startswith(("@", "***", "Traceback", "File "))]
     errors = [line for line in told if "Error" in line or "Check failed" in line or "bad_alloc" in line]
-    return "".join(c if c.isprintable() else "?" for c in (errors or told or ["pycolmap stopped"])[-1])[:160]
+    return (errors or told or ["pycolmap stopped"])[-1][:160]
 
 
 def _limit_memory(model: Path) -> None:

@@ -30,8 +30,7 @@ def read_mesh(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file: download the scene's mesh again") from error
     except (OSError, PlyParseError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        cause = " ".join(ascii(str(error))[1:-1].split())
-        raise UserError(f"{path}: is no whole PLY file of triangles ({cause}): copy or download it again") from error
+        raise UserError(f"{path}: is no whole PLY file of triangles ({error}): copy or download it again") from error
     if not len(faces):
         raise UserError(f"{path}: has no triangles: download the scene's mesh again")
     if faces.min() < 0 or faces.max() >= len(vertices):

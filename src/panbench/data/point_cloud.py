@@ -371,4 +371,4 @@ def lzf_decompress(data: bytes, size: int) -> bytes:
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     # Some messages quote the file.
-    return "".join(c if c.isprintable() else "?" for c in (lines[0] if lines else type(error).__name__))[:120]
+    return (lines[0] if lines else type(error).__name__)[:120]

@@ -138,7 +138,7 @@ def find_scene(
     def is_scene(folder: Path) -> bool:
         return folder.is_dir() and any(next(folder.glob(m), None) is not None for m in marks)
 
-    if scene is None and is_scene(root):
+    if scene in (None, root.resolve().name) and is_scene(root):
         return root.resolve()  # the folder's name is the scene's name, also for "."
     places = [root, *(root / name for name in below if (root / name).is_dir())]
     if scene is not None:
@@ -151,7 +151,11 @@ def find_scene(
     wanted = "give data.scene" if scene is None else f"{scene} is not there"
     names = sorted(known)
     kinds = " or ".join(marks)
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else f"none that holds {kinds}"
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    if not names:
+        shown = (
+            f"none that holds {kinds}: correct data.root, or convert captures of other forms with panbench data import"
+        )
     raise UserError(f"{root}: {wanted}; scenes: {shown}")
 
 
