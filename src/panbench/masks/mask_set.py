@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,17 @@ class FrameMasks:
     semantic: NDArray[np.integer]
     instance: NDArray[np.integer]
     score: NDArray[np.uint8] | None = None
+
+
+def set_folder(scene: Path, name: str) -> Path:
+    """The folder of a scene's mask set to make.
+
+    Raises:
+        UserError: the name cannot be part of a folder's.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(f"--out {name!r}: name the mask set with letters, digits, '.', '_', '+' and '-'")
+    return scene / f"masks_{name}"
 
 
 class MaskSet:
