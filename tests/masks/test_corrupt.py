@@ -11,17 +11,11 @@ import pytest
 
 from panbench.cli.main import run as main
 from panbench.data.mask_noise import PRESETS, MaskNoise, MaskNoiser
-from panbench.data.rooms import make_room
 from panbench.data.scannet_reader import open_scene
 from panbench.errors import UserError
 from panbench.masks.corrupt import read_noise
 from panbench.masks.mask_set import FrameMasks, MaskSet, MaskWriter
 from panbench.scene import LabelClass, LabelSpace
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=("clean",), progress=False)
 
 
 def corrupt(room: Path, out: str, *more: str) -> int:
@@ -68,13 +62,13 @@ def test_an_interrupted_run_ends_with_the_same_masks(room: Path, monkeypatch: py
 
 
 def test_the_manifest_says_how_and_other_settings_are_refused(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert corrupt(room, "light", "--level", "light", "--seed", "2") == 0
-    data = manifest_of(room, "light")
+    assert corrupt(room, "lighter", "--level", "light", "--seed", "2") == 0
+    data = manifest_of(room, "lighter")
     assert (data["generator"], data["synthetic"], data["labels"]) == ("panbench masks corrupt", True, "shared")
     assert data["settings"] == json.loads(
         json.dumps({**vars(PRESETS["light"]), "level": "light", "seed": 2, "frames": 9})
     )
-    assert corrupt(room, "light", "--level", "light", "--seed", "3") != 0
+    assert corrupt(room, "lighter", "--level", "light", "--seed", "3") != 0
     assert "settings.seed 2, not 3" in capsys.readouterr().err
     assert corrupt(room, "a/b", "--level", "light") != 0
     assert "name the mask set with letters" in capsys.readouterr().err
@@ -129,12 +123,12 @@ def test_large_ids_have_a_fate_of_their_own() -> None:
     semantic, instance = np.full((40, 60), 300), np.full((40, 60), 70_000)
     instance[:, 30:] = 90_000
     noise = MaskNoise(missed=(0.5, 0.5, 0.5), persistence=0.0)
-    one, two = MaskNoiser(noise, labels, 400, 1), MaskNoiser(noise, labels, 400, 1)
-    shown = np.array([[bool(one.frame(t, semantic, instance).semantic[20, c]) for c in (5, 55)] for t in range(400)])
+    one, two = MaskNoiser(noise, labels, 250, 1), MaskNoiser(noise, labels, 250, 1)
+    shown = np.array([[bool(one.frame(t, semantic, instance).semantic[20, c]) for c in (5, 55)] for t in range(250)])
     assert shown.mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.1)
-    assert np.corrcoef(shown.T)[0, 1] == pytest.approx(0, abs=0.15)
-    last = two.frame(399, semantic, instance)
-    assert [bool(last.semantic[20, c]) for c in (5, 55)] == shown[399].tolist()
+    assert np.corrcoef(shown.T)[0, 1] == pytest.approx(0, abs=0.25)
+    last = two.frame(249, semantic, instance)
+    assert [bool(last.semantic[20, c]) for c in (5, 55)] == shown[249].tolist()
     assert set(np.unique(last.semantic)) <= {0, 300}
 
 

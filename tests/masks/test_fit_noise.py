@@ -11,7 +11,6 @@ from scipy.stats import beta
 
 from panbench.cli.main import run as main
 from panbench.data.mask_noise import PRESETS, MaskNoise, MaskNoiser
-from panbench.data.rooms import make_room
 from panbench.masks.corrupt import read_noise
 from panbench.masks.fit_noise import FitView, NoiseFit, fit_noise
 from panbench.masks.score import LabelledView
@@ -105,11 +104,6 @@ def test_without_ids_over_frames_confusions_are_single_ones() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the room
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=("clean", "heavy"), progress=False)
 
 
 def fit(room: Path, masks: str, out: Path, *more: str) -> int:

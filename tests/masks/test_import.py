@@ -16,15 +16,9 @@ from PIL import Image
 from panbench.cli.main import run as main
 from panbench.data.capture_export import write_panoptic_lifting
 from panbench.data.images import read_packed_ids
-from panbench.data.rooms import make_room
 from panbench.data.scannet_reader import open_scene
 from panbench.errors import UserError
 from panbench.masks.mask_set import FrameMasks, MaskSet
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=("heavy",), progress=False)
 
 
 @pytest.fixture

@@ -12,16 +12,10 @@ from tiny_grounded_sam import save_models
 
 from panbench.cli.main import run as main
 from panbench.data.detect import find_scene, open_found
-from panbench.data.rooms import make_room
 from panbench.data.scannet_raw_export import write_scannet_raw
 from panbench.data.scannetpp_export import write_scannetpp
 from panbench.masks.corrupt import read_noise
 from panbench.masks.mask_set import MaskSet
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=("clean",), progress=False)
 
 
 @pytest.fixture(scope="module", params=["scannet-raw", "scannetpp"])
