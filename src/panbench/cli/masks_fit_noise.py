@@ -46,6 +46,9 @@ def run(options: argparse.Namespace) -> int:
         write_text(options.out, fitted.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{options.out}: cannot be written ({error.strerror or error}); name another") from error
+    source = fitted.source
+    title = f"{source['scene']}: {source['masks']} against {source['reference']}, {source['frames']} frames"
+    stdout().print(title, soft_wrap=True, markup=False, highlight=False)
     stdout().print(_table(fitted))
     _log.info("wrote %s: panbench masks corrupt SCENE --out NAME --noise %s", options.out, options.out)
     return 0
@@ -54,17 +57,15 @@ def run(options: argparse.Namespace) -> int:
 def _table(fitted: NoiseFile) -> Table:
     from rich.table import Table
 
-    source = fitted.source
-    title = f"{source['scene']}, {source['masks']} against {source['reference']}, {source['frames']} frames"
-    table = Table(box=None, padding=(0, 1), title=title, title_justify="left")
+    table = Table(box=None, padding=(0, 1))
     table.add_column("rate")
     table.add_column("value", justify="right")
-    table.add_column("cases", justify="right")
+    table.add_column("cases", justify="right")  # "default": nothing in the masks could tell
     for name, value in vars(fitted.rates).items():
         values = value if isinstance(value, tuple) else (value,)
         for place, number in enumerate(values):
-            key = f"{name}.{place}" if name == "missed" else name
-            told = fitted.observed.get(key, {})
+            key = f"{name}.{place}" if isinstance(value, tuple) else name
+            told = fitted.observed.get(key) or fitted.observed.get(name, {})
             cases = (
                 f"{told['of']:g}" if told.get("fitted") and "of" in told else ("" if told.get("fitted") else "default")
             )
