@@ -55,6 +55,8 @@ def test_an_interrupted_run_ends_with_the_same_masks(room: Path, monkeypatch: py
         assert corrupt(room, "parts", "--level", "heavy", "--seed", "5") != 0
     with pytest.raises(UserError, match="unfinished"):
         MaskSet.open(room / "masks_parts")
+    with pytest.raises(UserError, match="unfinished"):
+        open_scene(room, masks="parts")
     assert corrupt(room, "parts", "--level", "heavy", "--seed", "5") == 0
     assert manifest_of(room, "parts") == manifest_of(room, "whole")
     assert corrupt(room, "other", "--level", "heavy", "--seed", "6") == 0

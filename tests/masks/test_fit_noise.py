@@ -12,7 +12,7 @@ from scipy.stats import beta
 from panbench.cli.main import run as main
 from panbench.data.mask_noise import PRESETS, MaskNoise, MaskNoiser
 from panbench.masks.corrupt import read_noise
-from panbench.masks.fit_noise import FitView, NoiseFit, fit_noise
+from panbench.masks.fit_noise import FitView, NoiseFit, _runs, fit_noise
 from panbench.masks.score import LabelledView
 from panbench.scene import LabelClass, LabelSpace
 
@@ -101,6 +101,18 @@ def test_without_ids_over_frames_confusions_are_single_ones() -> None:
     # A share of 0.3 is wrong in 0.7 and more of the views.
     assert fit.noise.confused == pytest.approx(0.7 * 0.1 + 0.3 * 0.73, abs=0.12)
     assert not fit.observed["persistence"]["fitted"]
+
+
+@pytest.mark.parametrize(("count", "most"), [(1000, 200), (205, 200), (30, 200), (1000, 7), (12, 11)])
+def test_some_frames_are_runs_of_neighbours_spread_over_the_scene(count: int, most: int) -> None:
+    places = _runs(count, most)
+    assert len(places) == len(set(places)) <= min(count, most)
+    assert 0 <= places[0] <= places[-1] < count
+    if most >= 20:
+        steps = np.diff(places)
+        assert (steps == 1).mean() >= 0.89
+        assert places[-1] - places[0] > 0.9 * count
+    assert places == sorted(places)
 
 
 # ------------------------------------------------------------------------------------------------------------- the room

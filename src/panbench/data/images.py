@@ -89,10 +89,13 @@ def read_packed_ids(file: File) -> NDArray[np.int32]:
     if image.mode != "RGB":
         raise UserError(f"{file}: has mode {image.mode}; packed ids need three channels of 8 bit: export it again")
     try:
-        channels = np.array(image).astype(np.int32)
+        channels = np.array(image)
     except _BROKEN as error:
         raise _damaged(file, error) from error
-    return channels @ np.array([1, 256, 65536], dtype=np.int32)
+    ids = channels[..., 0].astype(np.int32)
+    for place in (1, 2):
+        ids |= channels[..., place].astype(np.int32) << 8 * place
+    return ids
 
 
 def nearest_index(count: int, source: int) -> NDArray[np.int64]:

@@ -338,6 +338,7 @@ def associate_set(
         UserError: scene or masks cannot be read or written, or the scene has no depth.
     """
     found = find_scene(folder)
+    target = set_folder(found.folder, out)
     source_folder = find_masks(found.folder, masks)
     if source_folder is None:
         raise UserError(f"{folder}: --masks {masks} names no mask set: give the one to start from")
@@ -357,7 +358,7 @@ def associate_set(
     manifest = source.manifest
     names = sorted(scene.source.name(i) for i in indices)
     with MaskWriter(
-        set_folder(found.folder, out),
+        target,
         generator="panbench masks associate",
         settings={
             **asdict(settings),

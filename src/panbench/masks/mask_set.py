@@ -34,7 +34,7 @@ from panbench.training.files import replacing
 
 MANIFEST = "manifest.json"
 SEMANTIC, INSTANCE, SCORE = "semantic_image", "instance_image", "score"
-_UNFINISHED = ".unfinished.json"
+UNFINISHED = ".unfinished.json"  # the manifest of a set whose frames are not all there
 
 LabelSource = Literal["shared", "own"]
 
@@ -107,7 +107,7 @@ class MaskSet:
         Raises:
             UserError: it holds no masks, it is unfinished, or its manifest is damaged.
         """
-        if (folder / _UNFINISHED).is_file():
+        if (folder / UNFINISHED).is_file():
             raise UserError(f"{folder}: is unfinished: run the command that makes these masks again, it goes on")
         if not any((folder / SEMANTIC).glob("*.png")):
             raise UserError(f"{folder / SEMANTIC}: holds no PNG file: make or import the masks again")
@@ -180,7 +180,7 @@ class MaskWriter:
         self._begun = False
 
     def _check_resumable(self) -> None:
-        known = next((p for n in (_UNFINISHED, MANIFEST) if (p := self.folder / n).is_file()), None)
+        known = next((p for n in (UNFINISHED, MANIFEST) if (p := self.folder / n).is_file()), None)
         if known is None:
             if any((self.folder / SEMANTIC).glob("*")):
                 raise UserError(f"{self.folder}: holds masks of unknown origin: choose another name or move them away")
@@ -226,7 +226,7 @@ class MaskWriter:
         if (instance[~self._things[semantic]] > 0).any():
             raise ValueError(f"frame {stem}: stuff and void pixels must have instance 0")
         if not self._begun:
-            self._save_manifest(self.folder / _UNFINISHED)
+            self._save_manifest(self.folder / UNFINISHED)
             self._begun = True
         try:
             if score is not None:
@@ -255,7 +255,7 @@ class MaskWriter:
             update={"frames": frames, "sha256": content_hash(self.folder, frames)}
         )
         self._save_manifest(self.folder / MANIFEST)
-        (self.folder / _UNFINISHED).unlink(missing_ok=True)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
 
     def _save_manifest(self, path: Path) -> None:
         try:
