@@ -398,6 +398,72 @@ def _trajectory(root: Path) -> Target:
     return Target(fuzzing.in_file(root / "trajectory.txt", read_trajectory), [tum.encode(), rows.encode()])
 
 
+def _coco(name: str) -> Callable[[Path], Target]:
+    def make(root: Path) -> Target:
+        from panbench.masks.foreign import read_coco
+
+        colors = np.array([[1, 0, 0], [44, 1, 0], [0, 0, 2]], dtype=np.uint8)
+        pixels = colors[np.arange(_WIDTH * _HEIGHT).reshape(_HEIGHT, _WIDTH) // 64]
+        segments = [
+            {"id": n, "category_id": c, "iscrowd": crowd, "score": 0.5, "area": 64}
+            for n, c, crowd in ((1, 1, 0), (300, 17, 0), (131072, 17, 1))
+        ]
+        data = {
+            "images": [{"id": 9, "file_name": "0.jpg"}],
+            "annotations": [{"image_id": 9, "file_name": "0.png", "segments_info": segments}],
+            "categories": [{"id": 1, "name": "wall", "isthing": 0}, {"id": 17, "name": "stool", "isthing": 1}],
+        }
+        _write(root / "coco" / "x.json", json.dumps(data))
+        _write(root / "coco" / "x" / "0.png", _image(pixels))
+
+        def read(folder: Path) -> object:
+            masks = read_coco(folder)
+            return [masks.read(stem) for stem in masks.stems]
+
+        return _member(root / "coco", name, read)
+
+    return make
+
+
+def _confidence(root: Path) -> Target:
+    from panbench.masks.foreign import read_panoptic_lifting
+
+    ids = np.repeat(np.array([1, 5], dtype=np.uint16), _WIDTH * _HEIGHT // 2).reshape(_HEIGHT, _WIDTH)
+    _write(root / "m2f_semantics" / "0.png", _image(ids))
+    _write(root / "m2f_instance" / "0.png", _image(ids // 5))
+    stream, small = io.BytesIO(), io.BytesIO()
+    confidence = _RANDOM.random((_HEIGHT, _WIDTH), dtype=np.float32)
+    np.savez_compressed(stream, confidence=confidence)
+    np.savez(small, confidence=confidence[::2, ::2].astype(np.float16))
+    _write(root / "m2f_probabilities" / "0.npz", stream.getvalue())
+    return _member(
+        root, "m2f_probabilities/0.npz", lambda folder: read_panoptic_lifting(folder).read("0"), small.getvalue()
+    )
+
+
+def _script_masks(root: Path) -> Target:
+    from panbench.masks.foreign import read_panopticrecon
+
+    for kind in ("semantic_image", "instance_image"):
+        _write(root / kind / "0.png", _image((_depth() & 1).astype(np.uint8)))
+    _write(root / "thing_semantic_label.json", json.dumps({"0.jpg": [1, 2], "1.jpg": [3, "chair"]}))
+    return _member(root, "thing_semantic_label.json", lambda folder: read_panopticrecon(folder).read("0"))
+
+
+def _class_map(root: Path) -> Target:
+    from panbench.masks.foreign import read_class_map
+
+    return Target(fuzzing.in_file(root / "x.json", read_class_map), [b'{"couch": "sofa", "17": null, "a b": "bed"}'])
+
+
+def _noise_file(root: Path) -> Target:
+    from panbench.data.mask_noise import PRESETS
+    from panbench.masks.corrupt import NoiseFile, read_noise
+
+    seed = NoiseFile(rates=PRESETS["medium"], source={"scene": "x"}, observed={"part": {"of": 3}})
+    return Target(fuzzing.in_file(root / "x.json", read_noise), [seed.model_dump_json().encode(), b'{"rates": {}}'])
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "sens": _sens,
     "zip": _zip,
@@ -427,6 +493,12 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "npy": _npy,
     "json-nerfstudio": _nerfstudio,
     "text-trajectory": _trajectory,
+    "json-coco": _coco("x.json"),
+    "png-coco": _coco("x/0.png"),
+    "npz-confidence": _confidence,
+    "json-script-instances": _script_masks,
+    "json-class-map": _class_map,
+    "json-noise": _noise_file,
 }
 
 

@@ -14,10 +14,12 @@ from scipy.spatial import KDTree
 
 from panbench.cli.data import main
 from panbench.data import rooms
+from panbench.data.mask_noise import PRESETS
 from panbench.data.room_export import RAW_LABELS
 from panbench.data.room_layout import design_room, inside
 from panbench.data.rooms import make_room
 from panbench.errors import UserError
+from panbench.masks.mask_set import MaskSet, content_hash
 from panbench.scene import LabelSpace
 
 
@@ -292,3 +294,15 @@ def test_the_command_writes_a_room(tmp_path: Path) -> None:
         == 0
     )
     assert (tmp_path / "scene9101_00" / "masks_medium" / "thing_semantic_label.json").is_file()
+
+
+def test_each_mask_set_says_how_it_was_made(scene: Path) -> None:
+    for level in PRESETS:
+        found = MaskSet.open(scene / f"masks_{level}")
+        assert found.manifest is not None
+        assert found.manifest.synthetic
+        assert (found.manifest.generator, found.manifest.settings["level"]) == ("panbench rooms", level)
+        assert found.manifest.settings["holes"] == PRESETS[level].holes
+        assert sorted(found.stems()) == found.manifest.frames
+        assert found.manifest.sha256 == content_hash(found.folder, found.manifest.frames)
+        LabelSpace.from_dict(found.manifest.classes)

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from panbench.cli.main import run as main
-from panbench.data.rooms import make_room
 from panbench.data.scannet_reader import open_scene
 from panbench.errors import UserError
 from panbench.masks.associate import AssociationSettings, InstanceTracker, MaskView, associate_set, id_consistency
@@ -127,11 +126,6 @@ def test_consistency_is_the_best_pairing() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the room
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=("clean", "medium"), progress=False)
 
 
 def consistency(scene: Scene, rename: Callable[[MaskView], dict[int, int]] | None, views: list[MaskView]) -> float:

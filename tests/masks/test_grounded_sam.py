@@ -10,7 +10,6 @@ import pytest
 from tiny_grounded_sam import save_models
 
 from panbench.cli.main import run as main
-from panbench.data.rooms import make_room
 from panbench.data.scannet_reader import open_scene
 from panbench.masks.grounded_sam import GroundedSam, GroundedSamSettings, _check_folder
 from panbench.masks.mask_set import MaskSet
@@ -21,11 +20,6 @@ pytest.importorskip("transformers", reason="the extra panbench[masks] is not ins
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=("clean",), progress=False)
 
 
 def command(room: Path, models: tuple[Path, Path], *more: str) -> int:

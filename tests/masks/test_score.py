@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 from panbench.cli.main import run as main
-from panbench.data.rooms import make_room
 from panbench.masks.score import LabelledView, score_masks
 from panbench.scene import LabelSpace
 
@@ -153,12 +152,6 @@ def test_panoptic_quality_by_brute_force() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the room
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    masks = ("clean", "light", "medium", "heavy")
-    return make_room(tmp_path_factory.mktemp("room"), size="tiny", seed=3, masks=masks, progress=False)
 
 
 def scored(room: Path, masks: str, out: Path, *more: str) -> dict[str, Any]:

@@ -39,22 +39,22 @@ def run(options: argparse.Namespace) -> int:
     from rich.progress import track
 
     from panbench.cli.console import stderr
-    from panbench.data.scannet_reader import open_scene
+    from panbench.data.detect import find_scene, open_found
     from panbench.errors import UserError
     from panbench.masks.grounded_sam import GroundedSam, GroundedSamSettings
-    from panbench.masks.mask_set import MaskWriter
+    from panbench.masks.mask_set import MaskWriter, set_folder
 
     if options.batch < 1:
         raise UserError(f"--batch {options.batch} must be at least 1")
     settings = GroundedSamSettings(
         options.box_threshold, options.text_threshold, options.largest_box, options.nms, options.strict_phrase
     )
-    folder = options.scene.expanduser()
-    scene = open_scene(folder, masks=None)
+    found = find_scene(options.scene)
+    folder, scene = set_folder(found.folder, options.out), open_found(found)
     model = GroundedSam(options.gdino, options.sam, scene.labels, settings, options.device)
     frames = {"train": scene.train, "test": scene.test, "all": sorted({*scene.train, *scene.test})}[options.frames]
     with MaskWriter(
-        folder / f"masks_{options.out}",
+        folder,
         generator="panbench masks grounded-sam",
         settings=model.description(),
         labels=scene.labels,

@@ -35,12 +35,12 @@ def run(options: argparse.Namespace) -> int:
     from rich.progress import track
 
     from panbench.cli.console import stderr, stdout
-    from panbench.data.scannet_reader import open_scene
+    from panbench.data.detect import find_scene, open_found
     from panbench.errors import UserError
     from panbench.masks.score import score_masks
     from panbench.training.files import write_text
 
-    scene = open_scene(options.scene.expanduser(), masks=options.masks)
+    scene = open_found(find_scene(options.scene), masks=options.masks)
     frames = {"train": scene.train, "test": scene.test, "all": sorted({*scene.train, *scene.test})}[options.frames]
     shown = track(frames, f"scoring {options.masks}", console=stderr(), disable=options.quiet)
     score = score_masks((view for index in shown if (view := _view(scene, index)) is not None), scene.labels)

@@ -73,13 +73,29 @@ def find_scenes(root: Path, scene: str | None = None) -> list[Found]:
     return [found[name] for name in sorted(found)]
 
 
-def open_found(found: Found, masks: str | None = None, image_size: tuple[int, int] | None = None) -> Scene:
-    """Open a scene of any layout, with depth of any range and no cache: for looking at it once.
+def find_scene(folder: Path) -> Found:
+    """The one scene that a folder is or holds.
+
+    Raises:
+        UserError: it holds none, or several.
+    """
+    found = find_scenes(folder)
+    if len(found) > 1:
+        names = ", ".join(f.folder.name for f in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise UserError(f"{folder}: holds {len(found)} scenes ({names}): give the folder of one of them")
+    return found[0]
+
+
+def open_found(
+    found: Found, masks: str | None = None, image_size: tuple[int, int] | None = None, cache_bytes: int = 0
+) -> Scene:
+    """Open a scene of any layout, with depth of any range.
 
     Args:
         found: the scene.
         masks: NAME of a mask set of it, or a path; None: without.
         image_size: (width, height) of all maps; None: as stored.
+        cache_bytes: budget of the cache of decoded frames; 0 for looking at each once.
 
     Raises:
         UserError: from the layout's reader.
@@ -87,10 +103,12 @@ def open_found(found: Found, masks: str | None = None, image_size: tuple[int, in
     if found.layout == "scannetpp":
         from panbench.data.scannetpp_reader import open_scene as open_scannetpp
 
-        return open_scannetpp(found.folder, masks=masks, image_size=image_size, cache_bytes=0, max_depth=ANY_DEPTH)
+        return open_scannetpp(
+            found.folder, masks=masks, image_size=image_size, cache_bytes=cache_bytes, max_depth=ANY_DEPTH
+        )
     from panbench.data.scannet_reader import open_scene
 
-    return open_scene(found.folder, masks=masks, image_size=image_size, cache_bytes=0, max_depth=ANY_DEPTH)
+    return open_scene(found.folder, masks=masks, image_size=image_size, cache_bytes=cache_bytes, max_depth=ANY_DEPTH)
 
 
 ANY_DEPTH = 65.534  # metres: all that 16 bit of millimetres hold, but for the mark "no measurement"

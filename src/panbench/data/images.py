@@ -77,6 +77,27 @@ def read_integers(file: File) -> NDArray[np.uint8 | np.uint16 | np.int32]:
         raise _damaged(file, error) from error
 
 
+def read_packed_ids(file: File) -> NDArray[np.int32]:
+    """Ids [H, W] of a colour image that packs them as R + 256 G + 65536 B, as COCO's panoptic format does.
+
+    Raises:
+        UserError: the file is missing, truncated, no PNG, of an absurd size, or has no three channels of 8 bit.
+    """
+    image, _ = _open(file)
+    if isinstance(image, JpegImageFile):
+        raise UserError(f"{file}: is a JPEG, which garbles ids: export it again as PNG")
+    if image.mode != "RGB":
+        raise UserError(f"{file}: has mode {image.mode}; packed ids need three channels of 8 bit: export it again")
+    try:
+        channels = np.array(image)
+    except _BROKEN as error:
+        raise _damaged(file, error) from error
+    ids = channels[..., 0].astype(np.int32)
+    for place in (1, 2):
+        ids |= channels[..., place].astype(np.int32) << 8 * place
+    return ids
+
+
 def nearest_index(count: int, source: int) -> NDArray[np.int64]:
     """For ``count`` output pixels the index 0 … source − 1 of the input pixel that holds each one's centre."""
     return ((np.arange(count) + 0.5) * (source / count)).astype(np.int64)

@@ -9,18 +9,21 @@ Rates are engineering choices that reach plausible totals (docs/rooms.md has the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from scipy.ndimage import binary_dilation, binary_erosion, label, uniform_filter
 from scipy.special import ndtr
 
 from panbench.scene import VOID, LabelSpace
 
 Mask = NDArray[np.bool_]
-Labels = NDArray[np.uint8]
+Labels = NDArray[np.integer]
 
 _CONFUSED: Mapping[str, tuple[str, ...]] = {
     "chair": ("sofa", "table"), "sofa": ("chair", "bed"), "table": ("desk", "box", "cabinet"),
@@ -31,6 +34,7 @@ _CONFUSED: Mapping[str, tuple[str, ...]] = {
     "pillow": ("sofa", "box"), "rug": ("floor",), "books": ("box",), "lamp": ("plant",), "plant": ("lamp",),
     "ceiling": ("wall",),
 }  # fmt: skip
+_TABLED = 256  # objects whose fate is drawn together; those of larger ids are drawn one by one
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,13 @@ class MaskNoise:
         stuff_absent: chance that a stuff class is absent from a frame.
         holes: share of a stuff segment that is missing.
         hallucinated: mean number of things per frame that are not there.
+        thing_score, stuff_score: parameters of the Beta distributions of the detections' scores.
+
+    Raises:
+        ValueError: a chance outside 0 … 1, or another value that cannot be; names it.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # for those that come from files
 
     missed: tuple[float, float, float] = (0.0, 0.0, 0.0)
     persistence: float = 0.85
@@ -64,7 +74,20 @@ class MaskNoise:
     stuff_absent: float = 0.0
     holes: float = 0.0
     hallucinated: float = 0.0
+    thing_score: tuple[float, float] = (5.0, 5.0)
+    stuff_score: tuple[float, float] = (4.0, 7.0)
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            low, high = _RANGES.get(name, (0.0, 1.0))
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if not (math.isfinite(number) and low <= number <= high):
+                    raise ValueError(f"{name} is {number:g}; it must lie in {low:g} ... {high:g}")
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "boundary": (0.0, 64.0), "hallucinated": (0.0, 100.0), "thing_score": (1e-3, 1e4), "stuff_score": (1e-3, 1e4),
+}  # fmt: skip
 
 PRESETS: Mapping[str, MaskNoise] = {
     "clean": MaskNoise(),
@@ -72,6 +95,13 @@ PRESETS: Mapping[str, MaskNoise] = {
     "medium": MaskNoise((0.40, 0.15, 0.05), 0.85, 0.12, 0.50, 0.08, 0.05, 0.08, 1.8, 0.10, 0.12, 0.08, 0.3),
     "heavy": MaskNoise((0.60, 0.30, 0.12), 0.85, 0.25, 0.60, 0.15, 0.12, 0.20, 4.0, 0.20, 0.30, 0.15, 0.8),
 }
+
+
+def confused_with(category: int, labels: LabelSpace) -> list[int]:
+    """The classes that a class is taken for; [] if there is no other."""
+    by_name = {c.name: c.id for c in labels.classes if c.evaluate}
+    alike = [by_name[n] for n in _CONFUSED.get(labels.names()[category], ()) if n in by_name]
+    return alike or [c for c in labels.thing_ids if c != category]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +117,7 @@ class PseudoMask:
 
     semantic: Labels
     instance: Labels
-    score: Labels
+    score: NDArray[np.uint8]
     classes: list[int]
 
 
@@ -97,6 +127,15 @@ class _Detection:
     category: int
     score: float
     objects: tuple[int, ...] = field(default=())
+
+
+@dataclass(frozen=True, eq=False)
+class _Fate:
+    """An object's luck in each frame [F], whether it is one of the always confused, and which wrong class it gets."""
+
+    luck: NDArray[np.floating]
+    always: bool
+    taste: float
 
 
 class MaskNoiser:
@@ -113,15 +152,19 @@ class MaskNoiser:
         self._noise, self._labels, self._seed = noise, labels, seed
         self._clean = noise == MaskNoise(persistence=noise.persistence)
         rng = np.random.default_rng([seed, 1])
-        objects = 256
+        objects = _TABLED
         latent = np.empty((frames, objects))
         latent[0] = rng.standard_normal(objects)
         for t in range(1, frames):
             fresh = rng.standard_normal(objects)
             latent[t] = noise.persistence * latent[t - 1] + np.sqrt(1 - noise.persistence**2) * fresh
-        self._luck = ndtr(latent)
-        self._always = rng.random(objects) < noise.confused_always
-        self._taste = rng.random(objects)
+        self._fates = {
+            k: _Fate(ndtr(latent[:, k]), bool(always), float(taste))
+            for k, (always, taste) in enumerate(
+                zip(rng.random(objects) < noise.confused_always, rng.random(objects), strict=True)
+            )
+        }
+        self._frames = frames
         self._names = labels.names()
         self._is_thing = labels.is_thing()
 
@@ -139,6 +182,18 @@ class MaskNoiser:
             self._hallucinate(detections, semantic.shape, rng)
         return self._composite(detections, semantic.shape, rng)
 
+    def _fate(self, number: int) -> _Fate:
+        """What becomes of an object over the frames: a function of seed and id, whichever object is asked for first."""
+        if number not in self._fates:
+            rng = np.random.default_rng([self._seed, 3, number])
+            fresh, rho = rng.standard_normal(self._frames), self._noise.persistence
+            latent = fresh.copy()
+            for t in range(1, self._frames):
+                latent[t] = rho * latent[t - 1] + np.sqrt(1 - rho**2) * fresh[t]
+            always, taste = rng.random(2).tolist()
+            self._fates[number] = _Fate(ndtr(latent), always < self._noise.confused_always, taste)
+        return self._fates[number]
+
     # ---- detections ------------------------------------------------------------------------------------------------
     def _things(self, index: int, semantic: Labels, instance: Labels, rng: np.random.Generator) -> list[_Detection]:
         noise, size = self._noise, semantic.size
@@ -150,9 +205,9 @@ class MaskNoiser:
             category = int(semantic[mask][0])
             share = mask.sum() / size
             chance = noise.missed[0 if share < 0.003 else (1 if share < 0.02 else 2)]
-            if self._luck[index, i] < chance:
+            if self._fate(i).luck[index] < chance:
                 continue
-            found.append(_Detection(mask, category, float(np.clip(rng.beta(5, 5), 0.2, 0.95)), (i,)))
+            found.append(_Detection(mask, category, float(np.clip(rng.beta(*noise.thing_score), 0.2, 0.95)), (i,)))
         if self._clean:
             return found
         waves = _Waves(semantic.shape, rng, 6.0)
@@ -172,7 +227,7 @@ class MaskNoiser:
                 if (
                     other.category == detection.category
                     and rng.random() < self._noise.merged
-                    and _touch(other.mask, detection.mask)
+                    and touch(other.mask, detection.mask)
                 ):
                     partner = other
                     break
@@ -187,7 +242,7 @@ class MaskNoiser:
         if rng.random() >= self._noise.fragment:
             return mask
         box = _bounds(mask, 0)
-        pieces, count = _pieces(mask[box])
+        pieces, count = connected_pieces(mask[box])
         if count < 2:
             return mask
         out = np.zeros_like(mask)
@@ -207,18 +262,16 @@ class MaskNoiser:
         return [first, second] if rng.random() < 0.5 else [first if rng.random() < 0.5 else second]
 
     def _confuse(self, detection: _Detection, rng: np.random.Generator) -> int:
-        first = detection.objects[0]
+        fate = self._fate(detection.objects[0])
         systematic, occasional, pick = rng.random(), rng.random(), float(rng.random())
-        if self._always[first] and systematic < 0.7:
-            return self._wrong_class(detection.category, float(self._taste[first]))
+        if fate.always and systematic < 0.7:
+            return self._wrong_class(detection.category, fate.taste)
         if occasional < self._noise.confused:
             return self._wrong_class(detection.category, pick)
         return detection.category
 
     def _wrong_class(self, category: int, pick: float) -> int:
-        by_name = {c.name: c.id for c in self._labels.classes if c.evaluate}
-        choices = [by_name[n] for n in _CONFUSED.get(self._names[category], ()) if n in by_name]
-        choices = choices or [c for c in self._labels.thing_ids if c != category] or [category]
+        choices = confused_with(category, self._labels) or [category]
         return choices[min(int(pick * len(choices)), len(choices) - 1)]
 
     def _stuff(self, semantic: Labels, rng: np.random.Generator) -> list[_Detection]:
@@ -231,7 +284,7 @@ class MaskNoiser:
             return [_Detection(semantic == c, c, 0.5) for c in present]
         waves, wide = _Waves(semantic.shape, rng, 6.0), _Waves(semantic.shape, rng, 18.0)
         for category in present:
-            absent, score = rng.random() < noise.stuff_absent, float(np.clip(rng.beta(4, 7), 0.2, 0.95))
+            absent, score = rng.random() < noise.stuff_absent, float(np.clip(rng.beta(*noise.stuff_score), 0.2, 0.95))
             if absent:
                 continue
             mask = semantic == category
@@ -288,7 +341,8 @@ class MaskNoiser:
         return mask
 
     def _composite(self, detections: list[_Detection], shape: tuple[int, ...], rng: np.random.Generator) -> PseudoMask:
-        semantic, instance = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        semantic = np.zeros(shape, np.uint8 if self._labels.size <= 256 else np.uint16)
+        instance = np.zeros(shape, np.uint8 if len(detections) < 256 else np.uint16)
         score = np.zeros(shape, np.float32)
         detections = [d for d in detections if self._clean or d.mask.sum() >= 12]
         things = [k for k, d in enumerate(detections) if self._is_thing[d.category]]
@@ -329,7 +383,7 @@ class _Waves:
         return self._field[y : y + shape[0], x : x + shape[1]]
 
 
-def _pieces(mask: Mask) -> tuple[NDArray[np.int32], int]:
+def connected_pieces(mask: Mask) -> tuple[NDArray[np.int32], int]:
     """Connected pieces 1 … count of a mask."""
     pieces = np.zeros(mask.shape, dtype=np.int32)
     count = label(mask, output=pieces)
@@ -344,7 +398,7 @@ def _bounds(mask: Mask, margin: int) -> tuple[slice, slice]:
     )
 
 
-def _touch(a: Mask, b: Mask) -> bool:
+def touch(a: Mask, b: Mask) -> bool:
     """Whether two masks come within 3 pixels of each other."""
     box = _bounds(a, 4)
     return bool((np.asarray(binary_dilation(a[box], iterations=3), dtype=bool) & b[box]).any())

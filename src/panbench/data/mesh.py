@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -26,7 +27,12 @@ def read_mesh(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         data = read_ply(path, known_list_len={"face": {"vertex_indices": 3}})
         vertex, face = data["vertex"], data["face"]
         vertices = np.stack([np.asarray(vertex[axis], dtype=np.float32) for axis in "xyz"], axis=1)
-        faces = np.asarray(np.stack(face["vertex_indices"]) if len(face.data) else np.zeros((0, 3)), dtype=np.int32)
+        rows: NDArray[Any] = np.asarray(face["vertex_indices"])
+        if rows.ndim == 1 and len(rows):  # a text file is read as a list of lists
+            rows = np.stack(list(rows))
+        if len(rows) and rows.shape[1:] != (3,):
+            raise ValueError("its faces are no triangles")
+        faces = rows.astype(np.int32)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file: download the scene's mesh again") from error
     except (OSError, PlyParseError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:

@@ -17,8 +17,6 @@ ScanNet scenes, and an instance's class is that of its pixels.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from panbench.data.capture import Capture, CaptureFrame, CaptureMasks, beside, r
 from panbench.data.images import read_color, read_integers, resize_nearest
 from panbench.data.npy import parse_npy
 from panbench.data.rgbd import read_rgbd
+from panbench.data.zip_file import list_zip
 from panbench.errors import UserError
 from panbench.masks.mask_set import FrameMasks, MaskManifest
 from panbench.scene import LabelSpace
@@ -59,7 +58,7 @@ def read_panoptic_lifting(source: Path) -> Capture:
     """
     capture = beside(read_rgbd(source))
     frames = [_labelled(frame, source) for frame in capture.frames]
-    classes = read_json(capture.classes, "classes.json") if isinstance(capture.classes, Path) else _default_classes()
+    classes = read_json(capture.classes, "classes.json") if isinstance(capture.classes, Path) else default_classes()
     masks = dict(capture.masks)
     if (source / "m2f_semantics").is_dir():
         try:
@@ -72,11 +71,12 @@ def read_panoptic_lifting(source: Path) -> Capture:
             synthetic=(source / "synthetic.json").is_file(),
             classes=labels.to_dict(),
         )
-        masks[MASKS] = CaptureMasks(_mask_reader(source, labels), manifest)
+        masks[MASKS] = CaptureMasks(mask_reader(source, labels), manifest)
     return replace(capture, kind="panoptic-lifting", frames=frames, masks=masks, classes=capture.classes or classes)
 
 
-def _default_classes() -> dict[str, Any]:
+def default_classes() -> dict[str, Any]:
+    """The label space of its ScanNet scenes, as ``classes.json`` has it."""
     rows = [{"id": k, "name": name, "thing": name in THINGS} for k, name in enumerate(CLASSES, start=1)]
     # The class images hold these very ids.
     return {"classes": rows, "gt_map": {str(k): k for k in range(1, len(CLASSES) + 1)}}
@@ -96,7 +96,11 @@ def _labelled(frame: CaptureFrame, source: Path) -> CaptureFrame:
     return replace(frame, hidden=lambda: read_color(invalid).max(axis=2) > 127)
 
 
-def _mask_reader(source: Path, labels: LabelSpace) -> Callable[[str], FrameMasks | None]:
+def mask_reader(source: Path, labels: LabelSpace) -> Callable[[str], FrameMasks | None]:
+    """What reads the masks of a frame by its name or stem, in the folder's own classes; None where it has none.
+
+    It raises UserError: an image is missing, damaged, or holds a class that ``labels`` does not have.
+    """
     is_thing = labels.is_thing()
 
     def read(name: str) -> FrameMasks | None:
@@ -140,10 +144,7 @@ def _score(source: Path, stem: str, shape: tuple[int, ...]) -> NDArray[np.uint8]
 def _read_npz(path: Path, name: str) -> NDArray[Any]:
     """One array of a .npz file; its size is looked at before it is unpacked, and nothing is unpickled."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-            data = stream.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise ValueError(f"{name} takes more than {_LARGEST >> 20} MiB")
-        return parse_npy(data)
-    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        members = {member.name: member for member in list_zip(path, (".npy",), _LARGEST)}
+        return parse_npy(members[f"{name}.npy"].read_bytes())
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: has no array {name} that can be read ({error}): make the masks again") from error

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -37,6 +37,7 @@ from panbench.data.room_export import (
 from panbench.data.room_layout import Room, design_room
 from panbench.data.room_render import RoomTracer, View, display
 from panbench.errors import UserError
+from panbench.masks.mask_set import INSTANCE, MANIFEST, SCORE, SEMANTIC, MaskManifest, content_hash
 from panbench.scene import VOID, LabelClass, LabelSpace
 
 Size = Literal["tiny", "small", "full"]
@@ -365,20 +366,30 @@ def _write_masks(
 ) -> dict[str, float]:
     """Write ``masks_<preset>`` and return its quality on the training frames."""
     root = folder / f"masks_{preset}"
-    for name in ("semantic_image", "instance_image", "score"):
+    for name in (SEMANTIC, INSTANCE, SCORE):
         (root / name).mkdir(parents=True)
-    noiser = MaskNoiser(PRESETS[preset], labels, len(semantics), 1000 * seed + list(PRESETS).index(preset))
+    noise, noise_seed = PRESETS[preset], 1000 * seed + list(PRESETS).index(preset)
+    noiser = MaskNoiser(noise, labels, len(semantics), noise_seed)
 
     def one(index: int) -> PseudoMask:
         mask = noiser.frame(index, semantics[index], instances[index])
-        _save_png(root / "semantic_image" / f"{index}.png", mask.semantic)
-        _save_png(root / "instance_image" / f"{index}.png", mask.instance)
-        _save_png(root / "score" / f"{index}.png", mask.score)
+        for name, image in ((SEMANTIC, mask.semantic), (INSTANCE, mask.instance), (SCORE, mask.score)):
+            _save_png(root / name / f"{index}.png", image)
         return mask
 
     made = list(_parallel(one, range(len(semantics)), bar, f"masks: {preset}"))
     write_json(root / "thing_semantic_label.json", {f"{k}.png": m.classes for k, m in enumerate(made)}, indent=None)
     write_json(root / "segment_semantic_label.json", {}, indent=None)
+    stems = sorted(str(index) for index in range(len(made)))
+    manifest = MaskManifest(
+        generator="panbench rooms",
+        settings={**asdict(noise), "level": preset, "seed": noise_seed, "frames": len(made)},
+        synthetic=True,
+        classes=labels.to_dict(),
+        frames=stems,
+        sha256=content_hash(root, stems),
+    )
+    write_json(root / MANIFEST, manifest.model_dump())
     train = [k for k in range(len(made)) if k not in lost and not test[k]]
     return mask_quality((made[k] for k in train), (semantics[k] for k in train), (instances[k] for k in train), labels)
 

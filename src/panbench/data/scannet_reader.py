@@ -56,6 +56,7 @@ from panbench.data.scannet_raw import list_raw, sens_path
 from panbench.data.select import Candidate, Select, choose
 from panbench.data.true_depth import TrueDepth
 from panbench.errors import UserError
+from panbench.masks.mask_set import UNFINISHED
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap, Scene
 
 log = logging.getLogger(__name__)
@@ -391,6 +392,8 @@ def find_masks(folder: Path, masks: str | None) -> Path | None:
         if any(semantic.glob("*.jpg")):
             raise UserError(f"{semantic}: holds JPEG files, which garble class ids: write the masks as PNG")
         raise UserError(f"{semantic}: holds no PNG file: the mask set is empty, make the masks again")
+    if (path / UNFINISHED).is_file():
+        raise UserError(f"{path}: is unfinished: run the command that makes these masks again, it goes on")
     return path
 
 

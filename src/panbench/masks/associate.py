@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.progress import track as tracked
 from scipy.optimize import linear_sum_assignment
 
-from panbench.data.scannet_reader import find_masks, open_scene
+from panbench.data.detect import find_scene, open_found
+from panbench.data.scannet_reader import find_masks
 from panbench.errors import UserError
-from panbench.masks.mask_set import FrameMasks, MaskManifest, MaskSet, MaskWriter, content_hash
+from panbench.masks.mask_set import FrameMasks, MaskManifest, MaskSet, MaskWriter, content_hash, set_folder
 from panbench.scene import Camera, Scene
 
 _AXIS = 1 << 20  # voxels to either side of the origin, per axis
 _PER_FRAME = 4  # most that one frame adds to an id of a voxel, so that near views do not dominate
 _WIDTH = 320  # pixels of a row that are looked at, about
+_CACHE = 2 << 30  # bytes of decoded frames, which are looked at twice
 _UNSEEN: Mapping[int, int] = {}
 
 
@@ -330,18 +332,21 @@ def associate_set(
     """Associate a mask set of a scene and write it as ``masks_<out>`` there. What is no thing keeps instance 0.
 
     Args:
-        folder: the scene's folder. masks: NAME or path of the set.
+        folder: the scene's folder, of any layout. masks: NAME or path of the set.
 
     Raises:
         UserError: scene or masks cannot be read or written, or the scene has no depth.
     """
-    source_folder = find_masks(folder, masks)
+    found = find_scene(folder)
+    target = set_folder(found.folder, out)
+    source_folder = find_masks(found.folder, masks)
     if source_folder is None:
         raise UserError(f"{folder}: --masks {masks} names no mask set: give the one to start from")
     source = MaskSet.open(source_folder)
-    native = open_scene(folder, masks=masks).source.camera(0)
+    native = open_found(found).source.camera(0)
     step = max(1, round(native.width / _WIDTH))
-    scene = open_scene(folder, masks=masks, image_size=(native.width // step, native.height // step))
+    size = (native.width // step, native.height // step)
+    scene = open_found(found, masks=masks, image_size=size, cache_bytes=_CACHE)
     stems = set(source.stems())
     indices = [i for i in sorted({*scene.train, *scene.test}) if scene.source.name(i) in stems]
 
@@ -353,7 +358,7 @@ def associate_set(
     manifest = source.manifest
     names = sorted(scene.source.name(i) for i in indices)
     with MaskWriter(
-        folder / f"masks_{out}",
+        target,
         generator="panbench masks associate",
         settings={
             **asdict(settings),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from panbench.training.files import replacing
 
 MANIFEST = "manifest.json"
 SEMANTIC, INSTANCE, SCORE = "semantic_image", "instance_image", "score"
-_UNFINISHED = ".unfinished.json"
+UNFINISHED = ".unfinished.json"  # the manifest of a set whose frames are not all there
 
 LabelSource = Literal["shared", "own"]
 
@@ -82,6 +83,17 @@ class FrameMasks:
     score: NDArray[np.uint8] | None = None
 
 
+def set_folder(scene: Path, name: str) -> Path:
+    """The folder of a scene's mask set to make.
+
+    Raises:
+        UserError: the name cannot be part of a folder's.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(f"--out {name!r}: name the mask set with letters, digits, '.', '_', '+' and '-'")
+    return scene / f"masks_{name}"
+
+
 class MaskSet:
     """A mask set on disk; frames are read when they are asked for."""
 
@@ -95,7 +107,7 @@ class MaskSet:
         Raises:
             UserError: it holds no masks, it is unfinished, or its manifest is damaged.
         """
-        if (folder / _UNFINISHED).is_file():
+        if (folder / UNFINISHED).is_file():
             raise UserError(f"{folder}: is unfinished: run the command that makes these masks again, it goes on")
         if not any((folder / SEMANTIC).glob("*.png")):
             raise UserError(f"{folder / SEMANTIC}: holds no PNG file: make or import the masks again")
@@ -168,7 +180,7 @@ class MaskWriter:
         self._begun = False
 
     def _check_resumable(self) -> None:
-        known = next((p for n in (_UNFINISHED, MANIFEST) if (p := self.folder / n).is_file()), None)
+        known = next((p for n in (UNFINISHED, MANIFEST) if (p := self.folder / n).is_file()), None)
         if known is None:
             if any((self.folder / SEMANTIC).glob("*")):
                 raise UserError(f"{self.folder}: holds masks of unknown origin: choose another name or move them away")
@@ -214,7 +226,7 @@ class MaskWriter:
         if (instance[~self._things[semantic]] > 0).any():
             raise ValueError(f"frame {stem}: stuff and void pixels must have instance 0")
         if not self._begun:
-            self._save_manifest(self.folder / _UNFINISHED)
+            self._save_manifest(self.folder / UNFINISHED)
             self._begun = True
         try:
             if score is not None:
@@ -243,7 +255,7 @@ class MaskWriter:
             update={"frames": frames, "sha256": content_hash(self.folder, frames)}
         )
         self._save_manifest(self.folder / MANIFEST)
-        (self.folder / _UNFINISHED).unlink(missing_ok=True)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
 
     def _save_manifest(self, path: Path) -> None:
         try:
