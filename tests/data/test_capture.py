@@ -575,8 +575,12 @@ def test_confidence_may_be_smaller_than_the_image(captures: dict[str, Path], tmp
     score = masks.read(masks.stems()[0]).score
     assert score is not None
     assert np.unique(score).tolist() == [153]
-    next((source / "m2f_probabilities").iterdir()).write_bytes(b"PK")
+    damaged = next((source / "m2f_probabilities").iterdir())
+    np.savez(damaged, probability=np.zeros((30, 40, 2), np.float32))
     with pytest.raises(UserError, match="has no array confidence that can be read"):
+        imported(source, tmp_path / "out")
+    damaged.write_bytes(b"PK")
+    with pytest.raises(UserError, match="is no whole ZIP archive"):
         imported(source, tmp_path / "out")
 
 
