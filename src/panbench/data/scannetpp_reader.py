@@ -484,14 +484,23 @@ def _lens(folder: Path, form: DslrFiles, transforms: Mapping[str, Any], image: P
         raise UserError(f"{path}: {what} is missing or no number: download it again") from error
     stored = size_of_image(image)
     if not (np.isfinite([fx, fy, cx, cy, *coefficients]).all() and min(fx, fy, width, height) > 0):
-        raise UserError(f"{path}: focal length ({fx:g}, {fy:g}) or size {width}x{height} is not positive: correct it")
+        raise UserError(
+            f"{path}: focal length ({fx:g}, {fy:g}) or size {width}x{height} is not positive, or a number is not "
+            "finite: correct it"
+        )
     if abs(stored[0] * height - stored[1] * width) > max(width, height):
         raise UserError(
             f"{image}: is {stored[0]}x{stored[1]}, the intrinsics in {path.name} are for {width}x{height}: "
             "the images and the file are of different undistortions, write both again"
         )
     k = Pinhole(width, height, fx, fy, cx, cy).resized(*stored)
-    return Lens("fisheye" if bent else "pinhole", *stored, k.fx, k.fy, k.cx, k.cy, coefficients)
+    lens = Lens("fisheye" if bent else "pinhole", *stored, k.fx, k.fy, k.cx, k.cy, coefficients)
+    if bent and not lens.is_fisheye_of_less_than_half_a_turn():
+        raise UserError(
+            f"{path}: its lens sees half a turn or more, or folds the image: fl_x ... k4 are not of these images, "
+            "download it again"
+        )
+    return lens
 
 
 def _raw_labels(folder: Path, label_space: Path | None, labels: LabelSpace) -> dict[str, int]:

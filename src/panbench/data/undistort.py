@@ -63,6 +63,17 @@ class Lens:
         values = tuple(0.0 if k is None else float(parameters[k]) for k in coefficients)
         return cls(kind, width, height, fx, fy, cx, cy, values)  # pyright: ignore[reportArgumentType]
 
+    def is_fisheye_of_less_than_half_a_turn(self) -> bool:
+        """θ_d grows, and reaches the edges of the image in the directions of its axes, while θ is below a right angle.
+
+        A fisheye lens of which that is not so has no pinhole camera in its place.
+        """
+        edge = max(max(self.cx, self.width - self.cx) / self.fx, max(self.cy, self.height - self.cy) / self.fy)
+        theta = np.linspace(0, 0.99 * np.pi / 2, 1000)
+        theta_d = theta * np.polyval([*self.coefficients[::-1], 1.0], theta**2)
+        beyond = np.flatnonzero(theta_d >= edge)
+        return bool(beyond.size and (np.diff(theta_d[: beyond[0] + 1]) > 0).all())
+
 
 class Undistortion:
     """The way from images of a lens to those of a pinhole camera at the same place.
