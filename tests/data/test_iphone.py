@@ -27,6 +27,7 @@ from panbench.data.mesh import MeshCaster, read_mesh
 from panbench.data.rooms import make_room
 from panbench.data.scannetpp import ScanNetPPDataModule
 from panbench.data.scannetpp_export import write_scannetpp
+from panbench.data.scannetpp_labels import read_label_space
 from panbench.data.scannetpp_reader import open_scene, read_annotation
 from panbench.errors import UserError
 
@@ -302,7 +303,7 @@ def test_a_room_reads_back_as_the_room_it_was(room: Path, written: Path, tmp_pat
     assert (after.train, after.test) == (before.train, before.test)  # each fifth of the frames that have a pose
     vertices, faces = read_mesh(folder / "scans/mesh_aligned_0.05.ply")
     caster = MeshCaster(vertices, faces)
-    labels = read_annotation(folder, len(vertices), None, after.labels, "smallest")
+    labels = read_annotation(folder, len(vertices), read_label_space(folder, None)[1], "smallest")
     assert labels is not None
     thing = after.labels.is_thing()
     for index in range(len(before.source)) if packing == "lz4" else (0, 5):

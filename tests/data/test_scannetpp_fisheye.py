@@ -19,6 +19,7 @@ from panbench.data.rooms import make_room
 from panbench.data.scannet_reader import Pinhole
 from panbench.data.scannetpp import ScanNetPPDataModule
 from panbench.data.scannetpp_export import lens_within, write_fisheye, write_scannetpp
+from panbench.data.scannetpp_labels import read_label_space
 from panbench.data.scannetpp_reader import VertexLabels, open_scene, read_annotation
 from panbench.data.undistort import Lens, Undistortion
 from panbench.errors import UserError
@@ -114,7 +115,7 @@ def test_a_room_reads_back_through_the_lens(room: Path, written: Path) -> None:
     assert straight.fx > old_camera.fx  # it sees less than the room's camera: nothing is made up
     vertices, faces = read_mesh(written / "scans/mesh_aligned_0.05.ply")
     caster = MeshCaster(vertices, faces)
-    labels = read_annotation(written, len(vertices), None, after.labels, "smallest")
+    labels = read_annotation(written, len(vertices), read_label_space(written, None)[1], "smallest")
     assert labels is not None
     x, y = np.meshgrid(np.arange(straight.width) + 0.5 - straight.cx, np.arange(straight.height) + 0.5 - straight.cy)
     column = x / straight.fx * old_camera.fx + old_camera.cx - 0.5

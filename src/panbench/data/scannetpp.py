@@ -50,7 +50,8 @@ class ScanNetPPDataModule(SceneDataModule):
             stride: keep every stride-th training frame; of the iPhone's, every stride-th frame.
             views: keep so many training frames, chosen by ``select``; None: all.
             include_bad: keep training frames that ScanNet++ marks as bad.
-            label_space: a ``classes.json`` elsewhere than in the scene.
+            label_space: name of a label space that comes with panbench, or the path of a ``classes.json`` or of the
+                release's ``top100.txt``. None: the scene's ``classes.json``, else the one of the scene's name.
             cache_mb: memory for decoded frames, MiB; frames beyond it are decoded each time.
             room_size: size of the built-in room.
             room_seed: which built-in room.
@@ -100,7 +101,7 @@ class ScanNetPPDataModule(SceneDataModule):
             masks=self.masks,
             image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
             stride=self.stride,
-            label_space=None if self.label_space is None else Path(self.label_space).expanduser(),
+            label_space=self.label_space,
             include_bad=self.include_bad,
             cache_bytes=self.cache_mb << 20,
             max_depth=self.max_depth,

@@ -59,9 +59,9 @@ from panbench.data.scannet_reader import (
     hash_masks,
     hash_names_and_sizes,
     nearest_rotation,
-    read_labels,
     smallest_ids,
 )
+from panbench.data.scannetpp_labels import read_label_space
 from panbench.data.select import Candidate, Select, choose
 from panbench.data.undistort import Lens, Undistortion
 from panbench.errors import UserError
@@ -203,7 +203,7 @@ def open_scene(
     masks: str | None = "medium",
     image_size: tuple[int, int] | None = None,
     stride: int = 1,
-    label_space: Path | None = None,
+    label_space: str | Path | None = None,
     include_bad: bool = False,
     cache_bytes: int = 2 << 30,
     max_depth: float = 8.0,
@@ -226,8 +226,7 @@ def open_scene(
         masks: pseudo-masks: NAME for the folder ``masks_NAME`` in the scene, or a path; None or "none" for none.
         image_size: (width, height) of all maps; None keeps the images' size.
         stride: keep every stride-th training frame; of the iPhone's, every stride-th frame.
-        label_space: a ``classes.json`` elsewhere. Its classes list the raw ``labels`` of the annotation that belong to
-            them; without, a class takes its name and its prompts.
+        label_space: see :func:`panbench.data.scannetpp_labels.read_label_space`.
         include_bad: keep training frames that are marked as bad.
         cache_bytes: budget of the cache of decoded frames.
         max_depth: metres; surfaces beyond count as none.
@@ -249,7 +248,7 @@ def open_scene(
             f"image_size {image_size} positive"
         )
     check_views_and_noise(views, depth_noise)
-    labels = read_labels(folder, label_space)
+    labels, raw_labels = read_label_space(folder, label_space)
     mask_folder = find_masks(folder, masks)
     chosen = _choose_camera(folder, camera)
     if chosen == "iphone":
@@ -273,7 +272,7 @@ def open_scene(
     check_masked(trained, mask_folder)
     size = image_size or (listed.color.width, listed.color.height)
     vertices, faces = read_mesh(folder / "scans" / "mesh_aligned_0.05.ply")
-    truth = read_annotation(folder, len(vertices), label_space, labels, overlap)
+    truth = read_annotation(folder, len(vertices), raw_labels, overlap)
     log.info(
         "%s: %s, %d train, %d test, %dx%d, mesh of %d triangles, %s, masks %s",
         folder.name, chosen if chosen == "iphone" else f"{chosen} DSLR", len(train), len(listed.test), *size,
@@ -444,11 +443,11 @@ def _read_transforms(folder: Path, form: DslrFiles) -> Mapping[str, Any]:
     if not isinstance(data, Mapping) or not isinstance(data.get("frames"), list):
         raise UserError(f"{path}: has no list of frames: write or download it again")
     if data.get("camera_model") != form.model:
-        raise UserError(
-            f"{path}: camera_model is {data.get('camera_model')}, not {form.model}: write or download it again"
-        )
+        stated = ascii(str(data.get("camera_model")))[1:-1]
+        raise UserError(f"{path}: camera_model is {stated}, not {form.model}: write or download it again")
     for frame in [*data["frames"], *data.get("test_frames", [])]:
-        if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
+        name = frame.get("file_path") if isinstance(frame, Mapping) else None
+        if not (isinstance(name, str) and name.isprintable()):
             raise UserError(f"{path}: has a frame without file_path: write or download it again")
     return data
 
@@ -541,7 +540,7 @@ def _read_split(
         }
     for name in (*lists["train"], *lists["test"]):
         if name not in poses:
-            raise UserError(f"{path}: names {name}, which {form.transforms} does not: download both again")
+            raise UserError(f"{path}: names {ascii(name)[1:-1]}, which {form.transforms} does not: download both again")
     both = sorted(set(lists["train"]) & set(lists["test"]))
     if both:
         raise UserError(f"{path}: {both[0]} is both train and test ({len(both)} such frames): download it again")
@@ -627,28 +626,13 @@ def _lens(folder: Path, form: DslrFiles, transforms: Mapping[str, Any], image: P
     return lens
 
 
-def _raw_labels(folder: Path, label_space: Path | None, labels: LabelSpace) -> dict[str, int]:
-    """Class id by raw label of the annotation."""
-    path = label_space or folder / "classes.json"
-    data = _read_json(path, "correct it")
-    listed = {int(row["id"]): row.get("labels") for row in data["classes"]}
-    out: dict[str, int] = {}
-    for c in labels.classes:
-        for label in listed.get(c.id) or (c.name, *c.prompts):
-            if out.setdefault(str(label), c.id) != c.id:
-                raise UserError(f"{path}: the raw label {label!r} belongs to two classes: leave it to one")
-    return out
-
-
-def read_annotation(
-    folder: Path, count: int, label_space: Path | None, labels: LabelSpace, overlap: Overlap
-) -> VertexLabels | None:
-    """Labels of the mesh's ``count`` vertices; None where the scene has no annotation.
+def read_annotation(folder: Path, count: int, raw_labels: Mapping[str, int], overlap: Overlap) -> VertexLabels | None:
+    """Labels of the mesh's ``count`` vertices, by the class id of each raw label; None where there is no annotation.
 
     Raises:
         UserError: the annotation is damaged, or not of this mesh.
     """
-    scans, raw_labels = folder / "scans", _raw_labels(folder, label_space, labels)
+    scans = folder / "scans"
     segments_path, groups_path = scans / "segments.json", scans / "segments_anno.json"
     if not segments_path.is_file() and not groups_path.is_file():
         return None
