@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -246,6 +246,49 @@ def _scannetpp_file(name: str) -> Callable[[Path], Target]:
         from panbench.data.scannetpp_reader import open_scene
 
         return _member(_scannetpp(root), name, lambda folder: open_scene(folder, masks=None).source.load(0))
+
+    return make
+
+
+def _fisheye(root: Path) -> Target:
+    from panbench.data.scannetpp_reader import open_scene
+
+    folder = _scannetpp(root)
+    data = json.loads((folder / "dslr/nerfstudio/transforms_undistorted.json").read_text())
+    bend = {"camera_model": "OPENCV_FISHEYE", "k1": -0.03, "k2": -0.006, "k3": 0.002, "k4": -0.0004}
+    _write(folder / "dslr/nerfstudio/transforms.json", json.dumps({**data, **bend}))
+    (folder / "dslr/undistorted_images").rename(folder / "dslr/resized_images")
+
+    def read(folder: Path) -> object:
+        return open_scene(folder, masks=None, camera="fisheye").source.load(0)
+
+    return _member(folder, "dslr/nerfstudio/transforms.json", read)
+
+
+def _iphone_poses(root: Path) -> Target:
+    from panbench.data.iphone import read_poses
+
+    entry = {"timestamp": 0.5, "aligned_pose": np.eye(4).tolist(), "intrinsic": [[14, 0, 8], [0, 14, 6], [0, 0, 1]]}
+    lost = {**entry, "aligned_pose": np.full((4, 4), -np.inf).tolist()}
+    text = json.dumps({"frame_000000": entry, "frame_000001": lost, "frame_000002": {"pose": np.eye(4).tolist()}})
+    return Target(fuzzing.in_file(root / "p.json", lambda path: read_poses(path, (_WIDTH, _HEIGHT))), [text.encode()])
+
+
+def _iphone_depth(packing: Literal["lz4", "deflate", "one stream"]) -> Callable[[Path], Target]:
+    def make(root: Path) -> Target:
+        from panbench.data.iphone import DEPTH_SIZE, DepthFile
+        from panbench.data.iphone_export import pack_depth
+
+        # Noise in one corner only: mutants of small files meet more than the first block.
+        images = [np.full(DEPTH_SIZE[::-1], 1000 + n, dtype=np.uint16) for n in range(_FRAMES)]
+        for image in images:
+            image[:_HEIGHT, :_WIDTH] = _depth()
+
+        def read(path: Path) -> object:
+            depth = DepthFile(path, 8)
+            return [depth.frame(number).read_depth() for number in range(min(len(depth), 8))]
+
+        return Target(fuzzing.in_file(root / "depth.bin", read), [pack_depth(images, packing)])
 
     return make
 
@@ -481,6 +524,11 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "json-segments": _annotation(0),
     "json-aggregation": _annotation(1),
     "json-transforms": _scannetpp_file("dslr/nerfstudio/transforms_undistorted.json"),
+    "json-fisheye": _fisheye,
+    "json-iphone": _iphone_poses,
+    "depth-lz4": _iphone_depth("lz4"),
+    "depth-deflate": _iphone_depth("deflate"),
+    "depth-stream": _iphone_depth("one stream"),
     "json-lists": _scannetpp_file("dslr/train_test_lists.json"),
     "text-colmap": _scannetpp_file("dslr/colmap/images.txt"),
     "json-scannetpp-segments": _scannetpp_file("scans/segments.json"),

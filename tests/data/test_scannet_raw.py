@@ -405,7 +405,8 @@ def test_every_layout_that_is_offered_is_written(room: Path, tmp_path: Path, mon
     monkeypatch.setattr("panbench.data.rooms.make_room", make)
     marks = {
         "scannet-raw": "scans/*/*.sens", "scannetpp": "*/dslr", "nerfstudio": "*/transforms.json", "colmap": "*/sparse",
-        "rgbd": "*/depth", "panoptic-lifting": "*/m2f_semantics",
+        "rgbd": "*/depth", "panoptic-lifting": "*/m2f_semantics", "scannetpp-fisheye": "*/dslr/resized_images",
+        "scannetpp-iphone": "*/iphone/rgb.mkv",
     }  # fmt: skip
     assert set(marks) <= set(LAYOUTS)
     for layout, mark in marks.items():

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 LAYOUTS: dict[str, tuple[str, str]] = {
     "scannet-raw": ("panbench.data.scannet_raw_export", "write_scannet_raw"),
     "scannetpp": ("panbench.data.scannetpp_export", "write_scannetpp"),
+    "scannetpp-fisheye": ("panbench.data.scannetpp_export", "write_fisheye"),
+    "scannetpp-iphone": ("panbench.data.iphone_export", "write_iphone"),
     "nerfstudio": ("panbench.data.capture_export", "write_nerfstudio"),
     "colmap": ("panbench.data.capture_export", "write_colmap"),
     "rgbd": ("panbench.data.capture_export", "write_rgbd"),

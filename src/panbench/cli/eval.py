@@ -136,7 +136,7 @@ def _open_truth(folder: Path, split: Path | None) -> Scene:
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give the scene folder as --truth SCENE")
-    if (folder / "dslr").is_dir():
+    if scannetpp_reader.is_scene(folder):
         if split is not None:
             raise UserError(f"--split {split}: a ScanNet++ scene has its own split: leave --split out")
         scene = scannetpp_reader.open_scene(folder.resolve(), masks=None, cache_bytes=0)

@@ -26,15 +26,16 @@ def _is_raw(folder: Path) -> bool:
     return (folder / f"{folder.name}.sens").is_file()
 
 
-def _is_dslr(folder: Path) -> bool:
-    return (folder / "dslr").is_dir()
+def _is_scannetpp(folder: Path) -> bool:
+    # The DSLR images, or the iPhone's video.
+    return (folder / "dslr").is_dir() or (folder / "iphone" / "pose_intrinsic_imu.json").is_file()
 
 
 # layout: (what it is, how a folder of it is known). The first that fits is taken.
 LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "scannet": ("ScanNet-V2, exported", _is_exported),
     "scannet-raw": ("ScanNet-V2 as downloaded (.sens)", _is_raw),
-    "scannetpp": ("ScanNet++, DSLR", _is_dslr),
+    "scannetpp": ("ScanNet++", _is_scannetpp),
 }
 _BRANCHES = ("data", "scans", "scans_test")  # where the releases keep their scenes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,31 @@ _INTEGER_MODES = ("1", "L", "P", "I", "I;16")
 _STRETCH = {2: 85, 4: 17}  # Pillow spreads grey of 2 and 4 bit over 0 ... 255
 
 
+@runtime_checkable
+class ColorImage(File, Protocol):
+    """A colour image that is no file of its own, such as a picture of a video."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        ...
+
+    def read_color(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3].
+
+        Raises:
+            UserError: it cannot be read or decoded.
+        """
+        ...
+
+
 def image_size(file: File) -> tuple[int, int]:
     """Width and height from the header.
 
     Raises:
         UserError: the file is missing, no PNG or JPEG, or of an absurd size.
     """
-    return _open(file)[0].size
+    return file.size if isinstance(file, ColorImage) else _open(file)[0].size
 
 
 def read_color(file: File, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -43,6 +62,11 @@ def read_color(file: File, size: tuple[int, int] | None = None) -> NDArray[np.ui
     Raises:
         UserError: the file is missing, truncated, no PNG or JPEG, or of an absurd size.
     """
+    if isinstance(file, ColorImage):
+        color = file.read_color()
+        if size is None or color.shape[1::-1] == size:
+            return color
+        return np.array(Image.fromarray(color).resize(size, Image.Resampling.LANCZOS))
     image, _ = _open(file)
     try:
         if image.mode in ("I", "I;16"):  # 16-bit grey: Pillow's own conversion clips at 255

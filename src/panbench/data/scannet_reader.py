@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panbench.data.cache import ByteBudgetCache
-from panbench.data.depth_image import depth_size, read_depth
+from panbench.data.depth_image import depth_size
+from panbench.data.depth_image import read_depth as read_depth_image
 from panbench.data.file import File
 from panbench.data.images import image_size as size_of_image
 from panbench.data.images import read_color, read_integers, resize_nearest
@@ -173,7 +174,7 @@ class ScanNetSource:
         files = self.files[index]
         return CompactFrame(
             color=self.read_color(files),
-            depth_mm=None if files.depth is None else self._read_depth(files, files.depth),
+            depth_mm=None if files.depth is None else self.read_depth(files, files.depth),
             masks=self.read_masks(files),
             truth=self._read_truth(index),
         )
@@ -192,9 +193,9 @@ class ScanNetSource:
                 f"{self._stored.width}x{self._stored.height}: all colour images of a scene must have one size"
             )
 
-    def _read_depth(self, files: FrameFiles, path: File) -> NDArray[np.uint16]:
+    def read_depth(self, files: FrameFiles, path: File) -> NDArray[np.uint16]:
         """Depth [mm] at the output size: each pixel's ray is looked up in the depth image, never interpolated."""
-        raw = read_depth(path)
+        raw = read_depth_image(path)
         measured = np.where(raw <= self.max_depth_mm, raw, 0)
         if files.depth_noise > 0:
             noisy = add_depth_noise(measured, files.depth_noise, files.number)

@@ -8,14 +8,14 @@ from typing import Literal
 from panbench.data import scannet
 from panbench.data.base import SceneDataModule
 from panbench.data.point_cloud import find_point_cloud, with_point_cloud
-from panbench.data.scannetpp_reader import CameraChoice, Overlap, open_scene
+from panbench.data.scannetpp_reader import MARKS, CameraChoice, Overlap, is_scene, open_scene
 from panbench.data.select import Select
 from panbench.errors import UserError
 from panbench.scene import Scene
 
 
 class ScanNetPPDataModule(SceneDataModule):
-    """The undistorted DSLR images of one ScanNet++ scene (:mod:`panbench.data.scannetpp_reader`)."""
+    """The DSLR images, or the iPhone's video, of one ScanNet++ scene (:mod:`panbench.data.scannetpp_reader`)."""
 
     def __init__(
         self,
@@ -47,10 +47,11 @@ class ScanNetPPDataModule(SceneDataModule):
             scene: name of the scene under root; may be left out where root has only one.
             masks: NAME of the folder ``masks_NAME`` in the scene, or a path to such a folder; "none": without.
             image_size: (width, height) to work at; None: that of the images (1752 x 1168 as released).
-            stride: keep every stride-th training frame.
+            stride: keep every stride-th training frame; of the iPhone's, every stride-th frame.
             views: keep so many training frames, chosen by ``select``; None: all.
             include_bad: keep training frames that ScanNet++ marks as bad.
-            label_space: a ``classes.json`` elsewhere than in the scene.
+            label_space: name of a label space that comes with panbench, or the path of a ``classes.json`` or of the
+                release's ``top100.txt``. None: the scene's ``classes.json``, else the one of the scene's name.
             cache_mb: memory for decoded frames, MiB; frames beyond it are decoded each time.
             room_size: size of the built-in room.
             room_seed: which built-in room.
@@ -100,7 +101,7 @@ class ScanNetPPDataModule(SceneDataModule):
             masks=self.masks,
             image_size=None if self.image_size is None else (self.image_size[0], self.image_size[1]),
             stride=self.stride,
-            label_space=None if self.label_space is None else Path(self.label_space).expanduser(),
+            label_space=self.label_space,
             include_bad=self.include_bad,
             cache_bytes=self.cache_mb << 20,
             max_depth=self.max_depth,
@@ -109,6 +110,7 @@ class ScanNetPPDataModule(SceneDataModule):
             select=self.select,
             camera=self.camera,
             overlap=self.overlap,
+            test_every=self.test_every,
         )
         if self.point_cloud is None:
             return scene
@@ -121,9 +123,9 @@ def find_scene(root: Path, scene: str | None) -> Path:
     Raises:
         UserError: there is none, or there are several and no name is given.
     """
-    if not (scene is None and (root / "dslr").is_dir()) and (root / "data").is_dir():
+    if not (scene is None and is_scene(root)) and (root / "data").is_dir():
         root = root / "data"
-    return scannet.find_scene(root, scene, mark="dslr")
+    return scannet.find_scene(root, scene, mark=MARKS)
 
 
 def _built_in(size: Literal["tiny", "small", "full"], seed: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,17 @@ class Lens:
         values = tuple(0.0 if k is None else float(parameters[k]) for k in coefficients)
         return cls(kind, width, height, fx, fy, cx, cy, values)  # pyright: ignore[reportArgumentType]
 
+    def is_fisheye_of_less_than_half_a_turn(self) -> bool:
+        """θ_d grows, and reaches the edges of the image in the directions of its axes, while θ is below a right angle.
+
+        A fisheye lens of which that is not so has no pinhole camera in its place.
+        """
+        edge = max(max(self.cx, self.width - self.cx) / self.fx, max(self.cy, self.height - self.cy) / self.fy)
+        theta = np.linspace(0, 0.99 * np.pi / 2, 1000)
+        theta_d = theta * np.polyval([*self.coefficients[::-1], 1.0], theta**2)
+        beyond = np.flatnonzero(theta_d >= edge)
+        return bool(beyond.size and (np.diff(theta_d[: beyond[0] + 1]) > 0).all())
+
 
 class Undistortion:
     """The way from images of a lens to those of a pinhole camera at the same place.
@@ -99,7 +110,9 @@ class Undistortion:
         self.pinhole = pinhole
         wanted = np.array([[pinhole.fx, 0, pinhole.cx - 0.5], [0, pinhole.fy, pinhole.cy - 0.5], [0, 0, 1]])
         make = cv2.fisheye.initUndistortRectifyMap if fisheye else cv2.initUndistortRectifyMap
-        self._x, self._y = make(matrix, coefficients, np.eye(3), wanted, (pinhole.width, pinhole.height), cv2.CV_32FC1)
+        x, y = make(matrix, coefficients, np.eye(3), wanted, (pinhole.width, pinhole.height), cv2.CV_32FC1)
+        # Far outside of the image OpenCV's mirror takes as many steps as there are images between.
+        self._x, self._y = _near(np.asarray(x), lens.width), _near(np.asarray(y), lens.height)
 
     def color(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The image [H, W, 3] as the pinhole camera sees it: bilinear, mirrored where the lens saw nothing."""
@@ -120,3 +133,8 @@ class Undistortion:
         cv2 = self._cv2
         out = cv2.remap(mask, self._x, self._y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255.0)
         return np.where(np.asarray(out) < 255, 0, 255).astype(np.uint8)
+
+
+def _near(places: NDArray[Any], size: int) -> NDArray[np.float32]:
+    """No farther outside of 0 ... size than by size; what is not finite lies outside."""
+    return np.clip(np.nan_to_num(places, nan=-size), -size, 2 * size).astype(np.float32)
