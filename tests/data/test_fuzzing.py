@@ -108,9 +108,13 @@ def test_a_crash_is_caught() -> None:
 
 @pytest.mark.parametrize("text", ["", "two\nlines", "an escape \x1b[2J"])
 def test_a_message_must_be_one_printable_line(text: str) -> None:
+    class Chatty(UserError):
+        def __str__(self) -> str:
+            return text
+
     def chatty(data: bytes) -> object:
         if data != SEED:
-            raise UserError(text)
+            raise Chatty(text)
         return data
 
     assert [f.kind for f in run(chatty, [SEED], 5).failures] == ["message"]
