@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panbench.data.images import read_color
+from panbench.data.iphone_export import write_iphone
+from panbench.data.mesh import read_mesh
 from panbench.data.rooms import make_room
 from panbench.data.scannet_annotation import read_annotation
 from panbench.data.scannet_raw_export import write_scannet_raw
 from panbench.data.scannet_reader import open_scene
+from panbench.data.scannetpp_export import write_fisheye
+from panbench.data.scannetpp_reader import open_scene as open_scannetpp
+from panbench.data.scannetpp_reader import read_annotation as read_mesh_labels
 
 scenezoo = pytest.importorskip("scenezoo")
 pytest.importorskip("open3d", exc_type=ImportError)
@@ -110,3 +116,60 @@ def test_scannet_metadata_is_read(scannet: Any, raw: Path) -> None:
     groups = json.loads((raw / f"{raw.name}.aggregation.json").read_text())["segGroups"]
     _, labels = scannet.get_boxes(raw.name)
     assert labels == {g["objectId"]: g["label"] for g in groups}
+
+
+# -------------------------------------------------------------------------------------------------------- ScanNet++
+
+
+@pytest.fixture(scope="module")
+def fisheye(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("cv2")
+    return write_fisheye(room, tmp_path_factory.mktemp("scannetpp") / "data")
+
+
+def test_scannetpp_passes_its_check(fisheye: Path) -> None:
+    report = scenezoo.get_dataset("scannetpp", fisheye.parents[1], offline=True).check(sample_ids=[fisheye.name])
+    assert report.ok, str(report)
+
+
+def test_scannetpp_fisheye_frames_are_those_that_were_written(fisheye: Path) -> None:
+    data = scenezoo.get_dataset("scannetpp", fisheye.parents[1], offline=True)
+    theirs = data.get_frames(
+        fisheye.name, items=("rgb", "rgb_intrinsics", "world_to_camera"), source="dslr", include_bad=True
+    )
+    ours = open_scannetpp(fisheye, masks=None)
+    transforms = json.loads((fisheye / "dslr/nerfstudio/transforms.json").read_text())
+    by_stem = {Path(str(key)).stem: k for k, key in enumerate(theirs.frame_keys)}
+    for index in range(len(ours.source)):
+        k = by_stem[ours.source.name(index)]
+        np.testing.assert_allclose(
+            theirs.world_to_camera[k], ours.source.camera(index).world_to_camera.numpy(), atol=1e-5
+        )
+        np.testing.assert_allclose(theirs.rgb_intrinsics[k][0, 0], transforms["fl_x"], rtol=1e-6)
+        stored = read_color(fisheye / f"dslr/resized_images/{ours.source.name(index)}.JPG")
+        np.testing.assert_array_equal(theirs.rgb[k], stored)
+
+
+def test_scannetpp_objects_are_those_of_the_annotation(fisheye: Path) -> None:
+    data = scenezoo.get_dataset("scannetpp", fisheye.parents[1], offline=True)
+    objects = data.get_segmentation(fisheye.name, segmentation_type="instance")
+    vertices, _ = read_mesh(fisheye / "scans/mesh_aligned_0.05.ply")
+    annotation = read_mesh_labels(fisheye, len(vertices), {}, "smallest")
+    assert annotation is not None
+    np.testing.assert_array_equal(np.where(annotation.instance == 0, -1, annotation.instance), objects.labels)
+
+
+@pytest.mark.parametrize("packing", ["lz4", "deflate", "one stream"])
+def test_the_iphones_depth_and_poses_are_read_the_same(room: Path, tmp_path: Path, packing: Any) -> None:
+    folder = write_iphone(room, tmp_path / "data", packing)
+    data = scenezoo.get_dataset("scannetpp", tmp_path, offline=True)
+    # Its public call insists on a video of 1920x1440.
+    numbers, poses = data._read_iphone_camera(folder.name)[1:3]
+    theirs = data._read_depth(folder.name, numbers)
+    ours = open_scannetpp(folder, masks=None, image_size=(256, 192), max_depth=65, test_every=0)
+    for index in range(len(ours.source)):
+        frame = ours.source.load(index)
+        number = int(frame.name.removeprefix("frame_"))
+        assert frame.depth is not None
+        np.testing.assert_allclose(theirs[number], frame.depth.numpy(), atol=1e-6)
+        np.testing.assert_allclose(poses[number], frame.camera.world_to_camera.numpy(), atol=1e-5)

@@ -639,7 +639,7 @@ def read_annotation(folder: Path, count: int, raw_labels: Mapping[str, int], ove
     remedy = "download the scene's scans folder again"
     try:
         segments = np.array(_read_json(segments_path, remedy)["segIndices"], dtype=np.int64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{segments_path}: has no list segIndices of whole numbers: {remedy}") from error
     if segments.shape != (count,):
         raise UserError(f"{segments_path}: has {segments.size} vertices, the mesh {count}: {remedy}")
@@ -648,7 +648,7 @@ def read_annotation(folder: Path, count: int, raw_labels: Mapping[str, int], ove
             (int(g["objectId"]), str(g["label"]), np.array(g["segments"], dtype=np.int64))
             for g in _read_json(groups_path, remedy)["segGroups"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{groups_path}: has no list segGroups of objectId, label and segments: {remedy}") from error
     wrong = [k for k, _, _ in groups if not 0 < k < 1 << 16]
     if wrong:
