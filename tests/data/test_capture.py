@@ -268,7 +268,7 @@ def test_an_import_is_replaced_and_nothing_else_is(transforms: Path, tmp_path: P
     (first / "stale").touch()
     assert not (imported(transforms, tmp_path / "out") / "stale").exists()
     (first / "import.json").unlink()
-    with pytest.raises(UserError, match=r"is there already and has no import\.json"):
+    with pytest.raises(UserError, match=r"not written by panbench \(no import\.json in it\)"):
         imported(transforms, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["phone"]
 

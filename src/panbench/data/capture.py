@@ -9,11 +9,9 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -26,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from panbench import __version__
+from panbench.data.draft import appearing
 from panbench.data.file import File
 from panbench.data.images import image_size, read_color, read_integers, resize_nearest
 from panbench.data.npy import parse_npy
@@ -218,39 +217,6 @@ def write_capture(
             out / name,
         )
     return out / name
-
-
-@contextmanager
-def appearing(target: Path, mark: str) -> Generator[Path]:
-    """A draft folder beside ``target`` that takes its place when the block ends well, and goes away if not.
-
-    Args:
-        mark: a file or folder that says that what stands at ``target`` was written by this program and may be replaced.
-
-    Raises:
-        UserError: something else stands there, or the folder cannot be written.
-    """
-    if target.exists() and not (target / mark).exists():
-        raise UserError(f"{target}: is there already and has no {mark}: choose another name or folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            yield draft
-            draft.chmod(0o755)
-            if target.exists():
-                old = draft.with_name(draft.name + ".old")
-                target.rename(old)
-                draft.rename(target)
-                shutil.rmtree(old)
-            else:
-                draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be written ({error.strerror or error}); free space or choose another folder"
-        ) from error
 
 
 def mask_sets(folder: Path, stems: Mapping[str, str]) -> dict[str, CaptureMasks]:

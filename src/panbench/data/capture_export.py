@@ -17,7 +17,7 @@ from PIL import Image
 from plyfile import PlyData
 from scipy.spatial.transform import Rotation
 
-from panbench.data.capture import appearing
+from panbench.data.draft import appearing
 from panbench.data.images import read_color, read_integers
 from panbench.data.point_cloud import write_ply
 from panbench.data.room_export import write_json

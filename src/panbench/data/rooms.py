@@ -7,8 +7,6 @@ docs/rooms.md describes the generator and lists the measured quality of the pseu
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from panbench.data.depth_sensor import DepthSensor
+from panbench.data.draft import appearing
 from panbench.data.mask_noise import PRESETS, MaskNoiser, PseudoMask, mask_quality
 from panbench.data.room_camera import plan_path
 from panbench.data.room_export import (
@@ -118,30 +117,9 @@ def make_room(
     _check(size, seed, masks)
     scene = f"scene{9100 + seed:04d}_00"
     target = out / scene
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not (target / "synthetic.json").is_file():
-            raise UserError(
-                f"{target}: there is already a scene that is not a generated room; choose another --out or --seed"
-            )
+    with appearing(target, "synthetic.json") as draft:
         _provide_label_table(out / TSV_NAME)
-        draft = Path(tempfile.mkdtemp(prefix=f".{scene}.", dir=out))
-        try:
-            _write_scene(draft, scene, size, seed, masks, progress)
-            draft.chmod(0o755)
-            if target.exists():
-                old = draft.with_name(draft.name + ".old")
-                target.rename(old)
-                draft.rename(target)
-                shutil.rmtree(old)
-            else:
-                draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot write a room there ({error.strerror or error}); choose a writable --out"
-        ) from error
+        _write_scene(draft, scene, size, seed, masks, progress)
     return target
 
 

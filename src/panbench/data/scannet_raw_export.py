@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from panbench.data.draft import appearing
 from panbench.data.images import image_size, read_integers
 from panbench.data.room_export import TSV_NAME, write_label_table
 from panbench.data.scannet_files import list_numbered
@@ -42,33 +42,18 @@ def write_scannet_raw(room: Path, out: Path) -> Path:
     Raises:
         UserError: the room is damaged, a scene of that name is there that is no room, or the folder cannot be written.
     """
-    scans, target = out / "scans", out / "scans" / room.name
-    try:
-        scans.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not (target / "synthetic.json").is_file():
-            raise UserError(f"{target}: there is already a scene that is not a generated room: choose another folder")
+    target = out / "scans" / room.name
+    with appearing(target, "synthetic.json") as draft:
         _provide_label_table(room, out)
-        draft = Path(tempfile.mkdtemp(prefix=f".{room.name}.", dir=scans))
-        try:
-            _write_stream(room, draft / f"{room.name}.sens")
-            for kind in ("label", "instance"):
-                _write_archive(room / f"{kind}-filt", draft / f"{room.name}_2d-{kind}-filt.zip")
-            for name in (*(room.name + end for end in _MESH_FILES), *_SIDE_FILES):
-                if (room / name).is_file():
-                    shutil.copyfile(room / name, draft / name)
-            for folder in (*sorted(room.glob("masks_*/")), room / "gt"):
-                if folder.is_dir():
-                    shutil.copytree(folder, draft / folder.name)
-            draft.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot write a scene there ({error.strerror or error}); free space or choose another folder"
-        ) from error
+        _write_stream(room, draft / f"{room.name}.sens")
+        for kind in ("label", "instance"):
+            _write_archive(room / f"{kind}-filt", draft / f"{room.name}_2d-{kind}-filt.zip")
+        for name in (*(room.name + end for end in _MESH_FILES), *_SIDE_FILES):
+            if (room / name).is_file():
+                shutil.copyfile(room / name, draft / name)
+        for folder in (*sorted(room.glob("masks_*/")), room / "gt"):
+            if folder.is_dir():
+                shutil.copytree(folder, draft / folder.name)
     return target
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
+from panbench.data.draft import appearing
 from panbench.data.images import read_color, read_integers
 from panbench.data.room_export import write_json
 from panbench.data.scannet_reader import Pinhole, open_scene
 from panbench.data.undistort import Lens, Undistortion
-from panbench.errors import UserError
 from panbench.scene import Scene
 
 # k1 ... k4 of the lens of write_fisheye: a made-up one, bent about as much as real fisheye lenses are.
@@ -126,29 +125,12 @@ def write_room(room: Path, out: Path, write: Callable[[Path, Scene], None]) -> P
     """
     scene = open_scene(room, masks=None, test_every=0)
     name = scene_name(room)
-    try:
-        if (out / name).exists() and not (out / name / "synthetic.json").is_file():
-            raise UserError(
-                f"{out / name}: there is already a scene that is not a generated room: choose another folder"
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
-        try:
-            write(draft, scene)
-            _write_scans(draft / "scans", room, name)
-            for file in ("classes.json", "synthetic.json"):
-                if (room / file).is_file():
-                    shutil.copyfile(room / file, draft / file)
-            draft.chmod(0o755)
-            if (out / name).exists():
-                shutil.rmtree(out / name)
-            draft.rename(out / name)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot write a scene there ({error.strerror or error}); free space or choose another folder"
-        ) from error
+    with appearing(out / name, "synthetic.json") as draft:
+        write(draft, scene)
+        _write_scans(draft / "scans", room, name)
+        for file in ("classes.json", "synthetic.json"):
+            if (room / file).is_file():
+                shutil.copyfile(room / file, draft / file)
     return out / name
 
 
