@@ -23,7 +23,7 @@ def appearing(target: Path, mark: str) -> Generator[Path]:
     """
     if target.exists() and not (target / mark).exists():
         raise UserError(
-            f"{target}: is there already and was not written by panbench (no {mark} in it): choose another name or folder"
+            f"{target}: is there already and was not written by panbench (no {mark} in it): choose another folder"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
