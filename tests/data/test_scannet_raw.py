@@ -445,7 +445,7 @@ def test_a_name_of_a_packaged_space_a_path_and_neither(release: Path, tmp_path: 
     mine.write_text(json.dumps({"classes": [{"id": 1, "name": "chair", "thing": True}], "gt_map": {"2": 1}}))
     assert open_scene(release, masks=None, label_space=mine).labels.size == 2
     assert ScanNetDataModule(root=str(release), masks="none", label_space="scannet200").scene.labels.size == 201
-    with pytest.raises(UserError, match=r"scannet21: no such file: give data\.label_space .* one of .*nyu40, scannet20"):
+    with pytest.raises(UserError, match=r"scannet21: no such file: give data\.label_space .* one of .*nyu40, scan"):
         open_scene(release, masks=None, label_space="scannet21")
 
 
