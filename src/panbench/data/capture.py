@@ -30,7 +30,8 @@ from panbench.data.images import image_size, read_color, read_integers, resize_n
 from panbench.data.npy import parse_npy
 from panbench.data.point_cloud import write_ply
 from panbench.data.room_export import write_json
-from panbench.data.scannet_reader import COLOR_SUFFIXES, MILLIMETRES, Pinhole, nearest_rotation
+from panbench.data.scannet_files import Pinhole
+from panbench.data.scannet_reader import COLOR_SUFFIXES, MILLIMETRES, nearest_rotation
 from panbench.data.select import Candidate, Select, choose
 from panbench.data.undistort import Lens, Undistortion
 from panbench.errors import UserError

@@ -16,7 +16,8 @@ from scipy.spatial.transform import Rotation
 from panbench.data.draft import appearing
 from panbench.data.images import read_color, read_integers
 from panbench.data.room_export import write_json
-from panbench.data.scannet_reader import Pinhole, open_scene
+from panbench.data.scannet_files import Pinhole
+from panbench.data.scannet_reader import open_scene
 from panbench.data.undistort import Lens, Undistortion
 from panbench.scene import Scene
 

@@ -44,13 +44,11 @@ from panbench.data.images import image_size as size_of_image
 from panbench.data.images import read_color, read_integers, resize_nearest
 from panbench.data.iphone import DEPTH_SIZE, DepthFile, IphoneDepth, VideoFile, VideoFrame, frame_stem, read_poses
 from panbench.data.mesh import MeshCaster, read_mesh
-from panbench.data.scannet_files import inverse_of_rigid
+from panbench.data.scannet_files import FrameFiles, Pinhole, inverse_of_rigid
 from panbench.data.scannet_reader import (
     MILLIMETRES,
     CompactFrame,
     CompactMap,
-    FrameFiles,
-    Pinhole,
     ScanNetSource,
     add_depth_noise,
     check_masked,

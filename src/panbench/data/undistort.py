@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from panbench.data.scannet_reader import Pinhole
+from panbench.data.scannet_files import Pinhole
 from panbench.errors import UserError
 
 _T = TypeVar("_T", bound=np.generic)
