@@ -19,7 +19,7 @@ demo: setup
 # Waiting OpenMP threads that spin slow two processes on two cores down 10 to 100 times.
 test: export OMP_WAIT_POLICY ?= passive
 test: setup-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,9 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from panbench.data.scannet import ScanNetDataModule, find_scene
+from panbench.data.scannet import ScanNetDataModule, find_scene, made_once
 from panbench.data.scannet_reader import open_scene
 from panbench.errors import UserError
 from panbench.scene import Scene
@@ -324,6 +326,30 @@ def test_without_a_root_the_built_in_room_is_made_once_and_called_synthetic(
     assert calls == [("tiny", 7)]
     assert (tmp_path / "cache/rooms/v4-tiny-7/scene9107_00").is_dir()
     assert [r.levelname for r in caplog.records if "SYNTHETIC room" in r.message] == ["WARNING"] * 2
+
+
+def test_runs_that_start_together_share_one_room(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> Path:
+        made.append(1)
+        time.sleep(0.2)
+        (tmp_path / "cache/room").mkdir()
+        return tmp_path / "cache/room"
+
+    def find() -> Path | None:
+        return next(iter((tmp_path / "cache").glob("room")), None)
+
+    with ThreadPoolExecutor(3) as pool:
+        rooms = list(pool.map(lambda _: made_once(tmp_path / "cache", find, make), range(3)))
+    assert rooms == [tmp_path / "cache/room"] * 3
+    assert len(made) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="set PANBENCH_CACHE to a folder that can be"):
+        made_once(tmp_path / "file" / "cache", lambda: None, lambda: tmp_path)
 
 
 def cut(path: Path) -> None:

@@ -30,11 +30,11 @@ from panbench.bench.artifacts import fetch
 from panbench.bench.engine import PYTHON, Engine, Outcome, Resources, Task
 from panbench.bench.plan import Cell, Plan
 from panbench.errors import UserError
+from panbench.lock import held
 from panbench.protocol.results import BenchCell, SceneResult
 from panbench.protocol.score import paper_protocol
 from panbench.protocol.store import ResultStore
 from panbench.training.files import write_text
-from panbench.training.lock import held
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from panbench.data.point_cloud import find_point_cloud, with_point_cloud
 from panbench.data.scannet_reader import open_scene
 from panbench.data.select import Select
 from panbench.errors import UserError
+from panbench.lock import in_turn
 from panbench.scene import Scene
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,24 @@ def find_scene(
     raise UserError(f"{root}: {wanted}; scenes: {shown}")
 
 
+def made_once(place: Path, find: Callable[[], Path | None], make: Callable[[], Path]) -> Path:
+    """What ``find`` finds, else what ``make`` makes in ``place``. Runs that start together share what the first makes.
+
+    Raises:
+        UserError: the place cannot be written, or from ``make``.
+    """
+    found = find()
+    if found is not None:
+        return found
+    try:
+        with in_turn(place):
+            return find() or make()
+    except OSError as error:
+        raise UserError(
+            f"{place}: cannot be written ({error.strerror or error}); set PANBENCH_CACHE to a folder that can be"
+        ) from error
+
+
 def built_in_room(size: Literal["tiny", "small", "full"], seed: int) -> Path:
     """Folder of a built-in room; it is made at the first use (``small``: about a quarter of a minute)."""
     # The generator pulls in the ray caster: only who has no data needs it.
@@ -166,7 +185,10 @@ def built_in_room(size: Literal["tiny", "small", "full"], seed: int) -> Path:
 
     base = Path(os.environ.get("PANBENCH_CACHE") or Path.home() / ".cache" / "panbench")
     out = base / "rooms" / f"v{VERSION}-{size}-{seed}"
-    made = [p.parent for p in out.glob("*/synthetic.json")]
-    folder = made[0] if made else make_room(out, size=size, seed=seed)
+    folder = made_once(
+        out,
+        lambda: next((p.parent for p in out.glob("*/synthetic.json")), None),
+        lambda: make_room(out, size=size, seed=seed),
+    )
     log.warning("no data.root given: using the SYNTHETIC room %s; its results say nothing about real scenes", folder)
     return folder

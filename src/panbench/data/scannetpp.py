@@ -136,4 +136,4 @@ def _built_in(size: Literal["tiny", "small", "full"], seed: int) -> Path:
     room = scannet.built_in_room(size, seed)
     out = room.parent / "scannetpp"
     folder = out / scene_name(room)
-    return folder if folder.is_dir() else write_scannetpp(room, out)
+    return scannet.made_once(out, lambda: folder if folder.is_dir() else None, lambda: write_scannetpp(room, out))

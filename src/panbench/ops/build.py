@@ -6,7 +6,6 @@ serialises concurrent builds; the system releases it when its holder ends, howev
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,8 +13,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import torch
 from rich.console import Console
 
 from panbench.errors import UserError
+from panbench.lock import in_turn
 from panbench.resources import asset
 
 logger = logging.getLogger(__name__)
@@ -161,13 +159,6 @@ def _cuda_recipe(architectures: tuple[str, ...]) -> Recipe:
     )
 
 
-@contextmanager
-def _locked(folder: Path) -> Generator[None, None, None]:
-    with (folder / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def build() -> Path:
     """Compile the CPU operators unless that was done before; returns the library.
 
@@ -200,8 +191,7 @@ def make(recipe: Recipe) -> Path:
     if ninja is None:
         raise BuildError("ninja is not installed; pip install ninja")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with in_turn(folder):
             if library.exists():  # another process made it while we waited
                 return library
             (folder / "build.ninja").write_text(recipe.ninja_file())

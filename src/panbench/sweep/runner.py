@@ -21,11 +21,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from panbench.bench.engine import Engine, Outcome, Task
 from panbench.errors import UserError
+from panbench.lock import held
 from panbench.resources import find_config
 from panbench.sweep.search import Known, Suggest, Values, grid_size, make_search
 from panbench.sweep.spec import SweepFile
 from panbench.training.files import write_text
-from panbench.training.lock import held
 
 
 class Trial(BaseModel):

@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from panbench import __version__
 from panbench.errors import UserError
+from panbench.lock import held
 from panbench.training.files import write_text
-from panbench.training.lock import held
 
 FORMAT_VERSION = 1
 

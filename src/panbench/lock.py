@@ -35,3 +35,19 @@ def held(folder: Path, doing: str) -> Generator[None, None, None]:
         stream.write(str(os.getpid()))
         stream.flush()
         yield
+
+
+@contextmanager
+def in_turn(folder: Path) -> Generator[None, None, None]:
+    """Hold a folder as soon as no other process does: what two want is made once, and the other finds it.
+
+    Args:
+        folder: made if missing.
+
+    Raises:
+        OSError: if the folder or the lock file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
