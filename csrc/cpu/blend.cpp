@@ -125,19 +125,32 @@ void backward_group(const BlendArgs& args, const BlendGradIn& in, Group& group, 
   for (int r = 0; r < rows.count; ++r) local[rows.ids[r]] = -1;
 }
 
-// The rows of every Gaussian in the order of the groups: those of Gaussian m are offsets[m] to offsets[m + 1].
+// The rows of every Gaussian in the order of the groups: those of Gaussian m are offsets[m] to offsets[m + 1]. Every
+// thread goes through all groups for a range of Gaussians of its own, so that the order does not depend on the threads.
 struct Sources {
-  std::vector<int64_t> offsets;
+  std::vector<int64_t> offsets, next;
   std::vector<GradSource> rows;
-  Sources(const std::vector<Group>& groups, int64_t visible, int stride) : offsets(visible + 1, 0) {
-    for (const Group& group : groups)
-      for (int r = 0; r < group.count; ++r) ++offsets[group.ids[r] + 1];
-    for (int64_t m = 0; m < visible; ++m) offsets[m + 1] += offsets[m];
-    rows.resize(offsets.back());
-    std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
-    for (const Group& group : groups)
-      for (int r = 0; r < group.count; ++r)
-        rows[next[group.ids[r]]++] = {group.features.data() + (int64_t)r * stride, group.geometry.data() + r * kRow};
+  Sources(const std::vector<Group>& groups, int64_t visible, int stride) : offsets(visible + 1, 0), next(visible) {
+#pragma omp parallel
+    {
+      const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+      const int64_t first = visible * thread / threads, last = visible * (thread + 1) / threads;
+      for (const Group& group : groups)
+        for (int r = 0; r < group.count; ++r)
+          if (group.ids[r] >= first && group.ids[r] < last) ++offsets[group.ids[r] + 1];
+#pragma omp barrier
+#pragma omp single
+      {
+        for (int64_t m = 0; m < visible; ++m) offsets[m + 1] += offsets[m];
+        rows.resize(offsets.back());
+      }
+      std::copy(offsets.begin() + first, offsets.begin() + last, next.begin() + first);
+      for (const Group& group : groups)
+        for (int r = 0; r < group.count; ++r)
+          if (group.ids[r] >= first && group.ids[r] < last)
+            rows[next[group.ids[r]]++] = {group.features.data() + (int64_t)r * stride,
+                                          group.geometry.data() + (int64_t)r * kRow};
+    }
   }
 };
 
@@ -254,10 +267,16 @@ void blend_backward(BlendArgs args, int64_t visible, const BlendGradIn& in, floa
   }
   const Sources sources(groups, visible, args.stride);
 #pragma omp parallel for schedule(static)
-  for (int64_t m = 0; m < visible; ++m)
+  for (int64_t m = 0; m < visible; ++m) {
+    const int64_t ahead = std::min(m + kAhead, visible - 1);
+    for (int64_t i = sources.offsets[ahead]; i < sources.offsets[ahead + 1]; ++i) {
+      __builtin_prefetch(sources.rows[i].features);
+      __builtin_prefetch(sources.rows[i].geometry);
+    }
     table.sum_rows(sources.rows.data() + sources.offsets[m], sources.offsets[m + 1] - sources.offsets[m], args.channels,
                    grad_features + m * args.channels, args.labels, grad_labels + m * args.labels, width,
                    grad_geometry + m * width, in.absolute ? absolute + m * 2 : nullptr);
+  }
 }
 
 }  // namespace panbench

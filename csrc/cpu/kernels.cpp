@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTail = 4;     // channels that are blended together where fewer than sixteen are left
+constexpr int kFew = 8;      // channels up to which their gradients are summed up for sixteen hits at once
 constexpr int kCulled = 64;   // candidates that are tested against a block before any of them is evaluated
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 constexpr float kNowhere = 1e15f;  // footprint of what pads the candidates: no block touches it
@@ -97,8 +98,7 @@ struct Block {
   int32_t* slot;       // [hits]
   float* weight;       // [hits, 16] alpha * T
   float* alpha;        // [hits, 16] 0 where not blended; this and what follows for the backward pass only
-  float* before;       // [hits, 16] transmittance in front of the hit
-  float* depth;        // [hits, 16] hit depth, 0 where not blended
+  float* depth;        // [hits, 16] hit depth of discs, 0 where not blended
   float* offset;       // [hits, 16] q of the distortion, 0 where not blended; only if its gradient is asked for
 };
 
@@ -106,14 +106,16 @@ struct Block {
 struct Sums {
   F16 transmittance;  // that is left behind the last hit
   F16 depth;          // of w d
-  F16 median;         // depth of the last hit in front of which T > 1/2
+  F16 median;         // depth of the last hit in front of which T > 1/2; 0 if there is none
+  F16 median_hit;     // its place among the hits; -1 if there is none
   Distortion<F16> distortion;  // if it is asked for
 };
 
 // What a tile needs beside its candidates, for the backward pass only.
 struct Gradients {
   float* moments;     // [slots, 16] sums over the tile's pixels
-  float* signal;      // [hits, 16]
+  float* signal;      // [hits, 16] of a hit's weight, then of log(alpha)
+  float* hits;        // [hits, 16] of an ellipsoid's depth
   int32_t* rows;      // [slots] of the group's rows
   float* by_pixel;    // [16, stride] gradient of a block's pixels
   float* by_channel;  // [stride, 16] the same
@@ -138,7 +140,7 @@ void lay_out(Block& b, const Tile& t, bool backward, bool distort, Arena& arena)
   b.candidate = arena.integers(hits);
   b.slot = arena.integers(hits);
   b.weight = arena.floats(hits * kLanes);
-  float** const arrays[] = {&b.alpha, &b.before, &b.depth};
+  float** const arrays[] = {&b.alpha, &b.depth};
   for (float** array : arrays) *array = backward ? arena.floats(hits * kLanes) : nullptr;
   b.offset = backward && distort ? arena.floats(hits * kLanes) : nullptr;
 }
@@ -146,6 +148,7 @@ void lay_out(Block& b, const Tile& t, bool backward, bool distort, Arena& arena)
 void lay_out(Gradients& g, const Tile& t, int stride, Arena& arena) {
   g.moments = arena.floats((int64_t)t.padded * kLanes);
   g.signal = arena.floats((int64_t)t.padded * kLanes);
+  g.hits = arena.floats((int64_t)t.padded * kLanes);
   g.rows = arena.integers(t.padded);
   g.by_pixel = arena.floats((int64_t)kLanes * stride);
   g.by_channel = arena.floats((int64_t)kLanes * stride);
@@ -160,6 +163,13 @@ int64_t blend_scratch(int64_t hits, int stride, bool distort) {
   lay_out(b, t, true, distort, arena);
   lay_out(g, t, stride, arena);
   return (int64_t)arena.next;
+}
+
+// Asks for a row of floats early.
+PB_INLINE void prefetch(const float* row, int64_t count) {
+  if (!row || !count) return;
+  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
+  __builtin_prefetch(row + count - 1);
 }
 
 PB_INLINE const float* geometry_row(const BlendArgs& a, int32_t id) {
@@ -178,6 +188,8 @@ Tile open_tile(const BlendArgs& a, int tile, Arena& arena) {
     for (int k = i + kLanes; k < i + 2 * kLanes && k < t.count; ++k) {
       __builtin_prefetch(geometry_row(a, t.ids[k]));
       __builtin_prefetch(a.footprints + t.ids[k]);
+      prefetch(a.features + (int64_t)t.ids[k] * a.channels, a.channels);
+      prefetch(a.label_rows + (int64_t)t.ids[k] * a.labels, a.labels);
     }
     tile_parameters(a, t.ids, i, t.count, x0, y0, t.params + i * kParams);
     F16 v[kLanes];
@@ -224,13 +236,6 @@ PB_INLINE void open_slots(const BlendArgs& a, Tile& t, Block& b) {
 PB_INLINE void add_to(float* p, F16 v) { store(p, load(p) + v); }
 
 PB_INLINE F16 clamp(F16 x, F16 lo, F16 hi) { return min(max(x, lo), hi); }
-
-// Asks for a row of floats early: image gradients come from far away, and weighing a block takes long.
-PB_INLINE void prefetch(const float* row, int64_t count) {
-  if (!row || !count) return;
-  for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
-  __builtin_prefetch(row + count - 1);
-}
 
 // Which of the sixteen candidates from i touch the pixel centres [bx, bx + 3] x [by, by + 3] (tile-local, at +1/2).
 template <int kind>
@@ -302,7 +307,7 @@ PB_INLINE Hit evaluate(const float* p, F16 px, F16 py, float near_plane) {
 template <int kind, bool backward, bool distort>
 PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t inside, F16 px, F16 py, Block& out) {
   const float bx = (float)(block % 4 * kBlock) + 0.5f, by = (float)(block / 4 * kBlock) + 0.5f;
-  Sums sums = {set1(1.0f), zero(), zero(), {set1(1.0f), zero(), zero()}};
+  Sums sums = {set1(1.0f), zero(), zero(), set1(-1.0f), {set1(1.0f), zero(), zero()}};
   // Transmittance where the pixel still takes light, and 0 where it has stopped or lies outside of the image: no mask
   // has to be carried from hit to hit.
   F16 open = select(mask_of(inside), set1(1.0f), zero());
@@ -323,8 +328,8 @@ PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t i
       store(out.weight + count * kLanes, weight);
       if constexpr (backward) {
         store(out.alpha + count * kLanes, select(goes_on, hit.alpha, zero()));
-        store(out.before + count * kLanes, open);
-        store(out.depth + count * kLanes, hit.depth);
+        if constexpr (kind == kDisc) store(out.depth + count * kLanes, hit.depth);
+        sums.median_hit = select(blended & less(set1(0.5f), open), set1((float)count), sums.median_hit);
       } else {
         sums.depth = fma(weight, hit.depth, sums.depth);
         sums.median = select(blended & less(set1(0.5f), open), hit.depth, sums.median);
@@ -349,6 +354,7 @@ PB_INLINE Sums weigh(const BlendArgs& args, const Tile& t, int block, uint32_t i
 struct BlockPlace {
   int x, y;         // of its first pixel in the image
   uint32_t inside;  // pixels that lie in the image
+  float cx, cy;     // tile-local centre of the block
   F16 px, py;       // tile-local pixel centres
 };
 
@@ -364,6 +370,8 @@ PB_INLINE BlockPlace place(const BlendArgs& a, int tile, int block) {
   b.inside = 0;
   for (int y = 0; y < kBlock && b.y + y < a.height; ++y)
     for (int x = 0; x < kBlock && b.x + x < a.width; ++x) b.inside |= 1u << (y * kBlock + x);
+  b.cx = (float)(lx + kBlock / 2);
+  b.cy = (float)(ly + kBlock / 2);
   b.px = load(across) + set1((float)lx + 0.5f);
   b.py = load(down) + set1((float)ly + 0.5f);
   return b;
@@ -469,6 +477,8 @@ PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, c
   }
 }
 
+PB_INLINE bool few_channels(const BlendArgs& a) { return a.channels + a.labels <= kFew; }
+
 // The gradient of a pixel's channels [stride]: those of the images, and of the sums over the labels.
 PB_INLINE void load_gradient(const BlendArgs& a, const BlendGradIn& in, int64_t pixel, float* row) {
   for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
@@ -480,9 +490,18 @@ PB_INLINE void load_gradient(const BlendArgs& a, const BlendGradIn& in, int64_t 
   if (in.sums.given) add_gradient(a.targets, in.sums, pixel, in.label_image + pixel * a.labels, row + a.channels);
 }
 
-// The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16].
+// The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16]. Few
+// channels are wanted by channel only.
 PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const BlendGradIn& in, float* by_pixel,
                               float* by_channel) {
+  if (few_channels(a)) {
+    for (int p = 0; p < kLanes; ++p) {
+      float row[kLanes] = {};
+      if (at.inside >> p & 1) load_gradient(a, in, pixel(a, at, p), row);
+      for (int c = 0; c < a.channels + a.labels; ++c) by_channel[c * kLanes + p] = row[c];
+    }
+    return;
+  }
   for (int p = 0; p < kLanes; ++p) {
     float* row = by_pixel + p * a.stride;
     if (at.inside >> p & 1) {
@@ -537,8 +556,37 @@ PB_INLINE void feature_gradients(const BlendArgs& a, const Block& b, const float
   }
 }
 
+// Values [hits, 16] of the sixteen hits from `first` on, with a hit in each lane: one vector for each pixel. What lies
+// beyond the last hit is undefined.
+PB_INLINE void turn(const float* values, int first, F16 v[kLanes]) {
+#pragma GCC unroll 16
+  for (int k = 0; k < kLanes; ++k) v[k] = load(values + (first + k) * kLanes);
+  transpose(v);
+}
+
+// As feature_gradients, where there are few channels.
+PB_INLINE void few_feature_gradients(const BlendArgs& a, const Block& b, const float* by_channel, const int32_t* rows,
+                                     float* features) {
+  const int channels = a.channels + a.labels;
+  for (int first = 0; first < b.count; first += kLanes) {
+    F16 w[kLanes], v[kLanes];
+    turn(b.weight, first, w);
+    for (int c = channels; c < kLanes; ++c) v[c] = zero();
+    for (int c = 0; c < channels; ++c) {
+      const float* g = by_channel + c * kLanes;
+      F16 part[2] = {zero(), zero()};
+#pragma GCC unroll 16
+      for (int p = 0; p < kLanes; ++p) part[p % 2] = fma(set1(g[p]), w[p], part[p % 2]);
+      v[c] = part[0] + part[1];
+    }
+    transpose(v);
+    for (int k = 0; k < kLanes && first + k < b.count; ++k)
+      add_to(features + (int64_t)rows[b.slot[first + k]] * a.stride, v[k]);
+  }
+}
+
 // dW = F dOut^T over the attached channels, plus depth and distortion: signal [hits, 16].
-template <bool distort>
+template <int kind, bool distort>
 PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& b, const float* by_channel,
                                 F16 grad_depth, const DistortionGradient<F16>& grad_distortion, float* signal) {
   for (int n = 0; n < b.count; n += kHitGroup) {
@@ -549,7 +597,8 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
     for (int k = 0; k < kHitGroup; ++k) {
       const int hit = n + k < b.count ? n + k : b.count - 1;
       f[k] = t.rows + (int64_t)b.slot[hit] * a.stride;
-      s[k] = load(b.depth + hit * kLanes) * grad_depth;
+      const F16 depth = kind == kDisc ? load(b.depth + hit * kLanes) : set1(t.params[b.candidate[hit] * kParams + 6]);
+      s[k] = depth * grad_depth;
       if constexpr (distort) s[k] = s[k] + grad_distortion.of_weight(load(b.offset + hit * kLanes));
     }
     for (int c = 0; c < a.attached; ++c) {
@@ -558,6 +607,58 @@ PB_INLINE void weight_gradients(const BlendArgs& a, const Tile& t, const Block& 
       for (int k = 0; k < kHitGroup; ++k) s[k] = fma(set1(f[k][c]), g, s[k]);
     }
     for (int k = 0; k < kHitGroup && n + k < b.count; ++k) store(signal + (n + k) * kLanes, s[k]);
+  }
+}
+
+// Adds a block's sums over pixels to the moments of its ellipsoids: of g, g dx, g dy, g dx^2, g dx dy and g dy^2, where g
+// is the gradient of log(alpha) and (dx, dy) leads from the pixel to the mean; then of the gradient of the depth, if it
+// has any, and of |g d log(alpha) / d mean|, if that is asked for.
+PB_INLINE void add_moments(const Tile& t, Block& b, const BlockPlace& at, const float* log_gradients, const float* hits,
+                           bool moves_hits, bool absolute, float* moments) {
+  for (int n = b.count; n % kLanes; ++n) b.candidate[n] = b.candidate[0];  // some candidate, to be gathered
+  for (int first = 0; first < b.count; first += kLanes) {
+    const auto parameter = [&](int k) __attribute__((always_inline)) {
+      return gather(t.params + k, b.candidate + first, kParams);
+    };
+    F16 g[kLanes], v[kLanes];
+    turn(log_gradients, first, g);
+    const F16 dx = parameter(0) - set1(at.cx), dy = parameter(1) - set1(at.cy);
+    for (int k = 6; k < kLanes; ++k) v[k] = zero();
+    if (absolute) {
+      const F16 a = set1(2.0f) * parameter(2), b = parameter(3), c = set1(2.0f) * parameter(4);
+      for (int p = 0; p < kLanes; ++p) {
+        const F16 x = dx - set1((float)(p % kBlock) - 1.5f), y = dy - set1((float)(p / kBlock) - 1.5f);
+        v[7] = v[7] + magnitude(g[p] * fma(a, x, b * y));
+        v[8] = v[8] + magnitude(g[p] * fma(c, y, b * x));
+      }
+    }
+    // Moments about the block's centre, of pixels at -1.5, -0.5, 0.5 and 1.5.
+    F16 s = zero(), sx = zero(), sy = zero(), sxx = zero(), sxy = zero(), syy = zero();
+#pragma GCC unroll 4
+    for (int row = 0; row < kBlock; ++row) {
+      const F16* r = g + row * kBlock;
+      const F16 outer = r[0] + r[3], inner = r[1] + r[2], level = outer + inner;
+      const F16 slope = fma(set1(1.5f), r[3] - r[0], set1(0.5f) * (r[2] - r[1]));
+      const float y = (float)row - 1.5f;
+      s = s + level;
+      sx = sx + slope;
+      sy = fma(set1(y), level, sy);
+      sxx = fma(set1(2.25f), outer, fma(set1(0.25f), inner, sxx));
+      sxy = fma(set1(y), slope, sxy);
+      syy = fma(set1(y * y), level, syy);
+    }
+    v[0] = s;
+    v[1] = dx * s - sx;
+    v[2] = dy * s - sy;
+    v[3] = fma(dx, v[1] - sx, sxx);
+    v[4] = fma(dx, v[2], sxy - dy * sx);
+    v[5] = fma(dy, v[2] - sy, syy);
+    if (moves_hits) {
+      turn(hits, first, g);
+      for (int p = 0; p < kLanes; ++p) v[6] = v[6] + g[p];
+    }
+    transpose(v);
+    for (int k = 0; k < kLanes && first + k < b.count; ++k) add_to(moments + b.slot[first + k] * kLanes, v[k]);
   }
 }
 
@@ -570,7 +671,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
   lay_out(b, t, true, distort, arena);
   Gradients g;
   lay_out(g, t, a.stride, arena);
-  const auto [moments, signal, rows, by_pixel, by_channel] = g;
+  const auto [moments, signal, hits, rows, by_pixel, by_channel] = g;
   for (int block = 0; block < 16; ++block) {
     const BlockPlace at = place(a, tile, block);
     if (!at.inside) continue;
@@ -588,15 +689,18 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     open_slots(a, t, b);
     open_gradients(a, t, out, known, rows, moments);
     load_gradients(a, at, in, by_pixel, by_channel);
-    feature_gradients(a, b, by_pixel, rows, out.features);
+    if (few_channels(a)) {
+      few_feature_gradients(a, b, by_channel, rows, out.features);
+    } else {
+      feature_gradients(a, b, by_pixel, rows, out.features);
+    }
     const F16 grad_depth = gather(a, at, in.depth), grad_median = gather(a, at, in.median);
     const DistortionGradient<F16> grad_distortion(found.distortion, set1(1.0f) - transmittance,
                                                   gather(a, at, in.distortion));
     const F16 inverse_first = set1(1.0f) / grad_distortion.first;
-    weight_gradients<distort>(a, t, b, by_channel, grad_depth, grad_distortion, signal);
+    weight_gradients<kind, distort>(a, t, b, by_channel, grad_depth, grad_distortion, signal);
     // Back to front: alpha g_alpha = w s - alpha / (1 - alpha) (sum behind of w s - T_final g_A).
     F16 behind = zero() - transmittance * gather(a, at, in.alpha);
-    M16 median_open = mask_of(at.inside);
     const bool moves_hits = in.depth || in.median || distort;
     const auto log_gradient = [&](int n) __attribute__((always_inline)) {
       const F16 alpha = load(b.alpha + n * kLanes), pull = load(b.weight + n * kLanes) * load(signal + n * kLanes);
@@ -607,9 +711,7 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
     const auto hit_gradient = [&](int n) __attribute__((always_inline)) {
       if (!moves_hits) return zero();
       const F16 weight = load(b.weight + n * kLanes);
-      const M16 is_median = less(zero(), weight) & less(set1(0.5f), load(b.before + n * kLanes)) & median_open;
-      median_open = and_not(median_open, is_median);
-      F16 grad = select(is_median, grad_median, zero());
+      F16 grad = select(equal(found.median_hit, set1((float)n)), grad_median, zero());
       if constexpr (distort) {
         const F16 offset = load(b.offset + n * kLanes);
         grad = grad + grad_distortion.of_depth(weight, offset, offset + inverse_first);
@@ -617,42 +719,11 @@ PB_INLINE void backward_tile(const BlendArgs& a, const BlendGradIn& in, GradRows
       return fma(weight, grad_depth, grad);
     };
     if constexpr (kind == kEllipsoid) {
-      const auto terms = [&](int n, F16* out) __attribute__((always_inline)) {
-        const float* p = t.params + b.candidate[n] * kParams;
-        const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
-        out[0] = log_gradient(n);
-        out[1] = out[0] * dx;
-        out[2] = out[0] * dy;
-        out[3] = out[1] * dx;
-        out[4] = out[1] * dy;
-        out[5] = out[2] * dy;
-        out[6] = hit_gradient(n);
-        out[7] = zero();
-      };
-      int n = b.count - 1;
-      for (; in.absolute && n >= 0; --n) {
-        F16 v[kLanes];
-        terms(n, v);
-        const float* p = t.params + b.candidate[n] * kParams;
-        const F16 dx = set1(p[0]) - at.px, dy = set1(p[1]) - at.py;
-        v[7] = magnitude(v[0] * fma(set1(2.0f * p[2]), dx, set1(p[3]) * dy));
-        v[8] = magnitude(v[0] * fma(set1(2.0f * p[4]), dy, set1(p[3]) * dx));
-        for (int k = 9; k < kLanes; ++k) v[k] = zero();
-        add_to(moments + b.slot[n] * kLanes, sums(v));
+      for (int n = b.count - 1; n >= 0; --n) {
+        store(signal + n * kLanes, log_gradient(n));
+        if (moves_hits) store(hits + n * kLanes, hit_gradient(n));
       }
-      // Two hits at a time: sixteen sums cost no more than eight.
-      for (; n > 0; n -= 2) {
-        F16 v[kLanes];
-        terms(n, v);
-        terms(n - 1, v + 8);
-        add_halves(sums(v), moments + b.slot[n] * kLanes, moments + b.slot[n - 1] * kLanes);
-      }
-      if (n == 0) {
-        F16 v[kLanes];
-        terms(0, v);
-        for (int k = 8; k < kLanes; ++k) v[k] = zero();
-        add_to(moments + b.slot[0] * kLanes, sums(v));
-      }
+      add_moments(t, b, at, signal, hits, moves_hits, in.absolute, moments);
     } else {
       for (int n = b.count - 1; n >= 0; --n) {
         const float* p = t.params + b.candidate[n] * kParams;

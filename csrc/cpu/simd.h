@@ -32,6 +32,7 @@ PB_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 PB_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 PB_INLINE M16 less_equal(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 PB_INLINE M16 less(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+PB_INLINE M16 equal(F16 a, F16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 PB_INLINE M16 operator&(M16 a, M16 b) { return {(__mmask16)(a.v & b.v)}; }
 PB_INLINE M16 operator|(M16 a, M16 b) { return {(__mmask16)(a.v | b.v)}; }
 PB_INLINE M16 and_not(M16 a, M16 b) { return {(__mmask16)(a.v & ~b.v)}; }
@@ -66,11 +67,6 @@ PB_INLINE F16 sums(const F16 v[16]) {
   const __m512 w0 = _mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
   const __m512 w1 = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
   return {_mm512_add_ps(_mm512_shuffle_f32x4(w0, w1, 0x88), _mm512_shuffle_f32x4(w0, w1, 0xdd))};
-}
-// Adds lanes 0 to 7 to eight floats, and lanes 8 to 15 to eight others.
-PB_INLINE void add_halves(F16 v, float* low, float* high) {
-  _mm256_storeu_ps(low, _mm256_add_ps(_mm256_loadu_ps(low), _mm512_castps512_ps256(v.v)));
-  _mm256_storeu_ps(high, _mm256_add_ps(_mm256_loadu_ps(high), _mm512_extractf32x8_ps(v.v, 1)));
 }
 PB_INLINE F16 scale_by_power(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 // Writes first + i for every set bit i, ascending, and then anything up to the sixteenth place; returns their number.
@@ -138,6 +134,9 @@ PB_INLINE M16 less_equal(F16 x, F16 y) {
 PB_INLINE M16 less(F16 x, F16 y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
 }
+PB_INLINE M16 equal(F16 x, F16 y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)};
+}
 PB_INLINE M16 operator&(M16 x, M16 y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
 PB_INLINE M16 operator|(M16 x, M16 y) { return {_mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)}; }
 PB_INLINE M16 and_not(M16 x, M16 y) { return {_mm256_andnot_ps(y.a, x.a), _mm256_andnot_ps(y.b, x.b)}; }
@@ -189,10 +188,29 @@ PB_INLINE void transpose(F16 v[16]) {
   for (int k = 0; k < 4; ++k) transpose8(q[k]);
   for (int i = 0; i < 8; ++i) v[i] = {q[0][i], q[1][i]}, v[8 + i] = {q[2][i], q[3][i]};
 }
-PB_INLINE void add_halves(F16 v, float* low, float* high) {
-  _mm256_storeu_ps(low, _mm256_add_ps(_mm256_loadu_ps(low), v.a));
-  _mm256_storeu_ps(high, _mm256_add_ps(_mm256_loadu_ps(high), v.b));
+// 1 / a by one Newton step: 2e-7 relative; NaN for 0 and infinities.
+PB_INLINE __m256 reciprocal8(__m256 x) {
+  const __m256 r = _mm256_rcp_ps(x);
+  return _mm256_mul_ps(r, _mm256_fnmadd_ps(x, r, _mm256_set1_ps(2.0f)));
 }
+PB_INLINE F16 reciprocal(F16 x) { return {reciprocal8(x.a), reciprocal8(x.b)}; }
+// Lane i is the sum of v[i]'s lanes.
+PB_INLINE __m256 sums8(const F16 v[8]) {
+  __m256 t[4], u[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = _mm256_add_ps(v[2 * i].a, v[2 * i].b), b = _mm256_add_ps(v[2 * i + 1].a, v[2 * i + 1].b);
+    t[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m256d a = _mm256_castps_pd(t[2 * i]), b = _mm256_castps_pd(t[2 * i + 1]);
+    u[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  return _mm256_add_ps(_mm256_permute2f128_ps(u[0], u[1], 0x20), _mm256_permute2f128_ps(u[0], u[1], 0x31));
+}
+// Lane i of the result is the sum over the lanes of v[i]: a transposing tree, as with wider registers.
+PB_INLINE F16 sums(const F16 v[16]) { return {sums8(v), sums8(v + 8)}; }
 PB_INLINE __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
@@ -212,9 +230,23 @@ PB_INLINE __m256i lanes_below(int n, int first) {
 PB_INLINE F16 load_part(const float* p, int n) {
   return {_mm256_maskload_ps(p, lanes_below(n, 0)), _mm256_maskload_ps(p + 8, lanes_below(n, 8))};
 }
+// Piece by piece: a store under a mask takes some processors twenty times as long.
 PB_INLINE void store_part(float* p, F16 x, int n) {
-  _mm256_maskstore_ps(p, lanes_below(n, 0), x.a);
-  _mm256_maskstore_ps(p + 8, lanes_below(n, 8), x.b);
+  __m256 eight = x.a;
+  if (n & 8) {
+    _mm256_storeu_ps(p, eight);
+    eight = x.b, p += 8;
+  }
+  __m128 four = _mm256_castps256_ps128(eight);
+  if (n & 4) {
+    _mm_storeu_ps(p, four);
+    four = _mm256_extractf128_ps(eight, 1), p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi((__m64*)p, four);
+    four = _mm_movehl_ps(four, four), p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, four);
 }
 
 #else  // portable: the compiler's generic vectors, lowered to whatever the processor has
@@ -243,6 +275,7 @@ PB_INLINE F16 min(F16 a, F16 b) { return {a.v < b.v ? a.v : b.v}; }
 PB_INLINE F16 max(F16 a, F16 b) { return {a.v > b.v ? a.v : b.v}; }
 PB_INLINE M16 less_equal(F16 a, F16 b) { return {a.v <= b.v}; }
 PB_INLINE M16 less(F16 a, F16 b) { return {a.v < b.v}; }
+PB_INLINE M16 equal(F16 a, F16 b) { return {a.v == b.v}; }
 PB_INLINE M16 operator&(M16 a, M16 b) { return {a.v & b.v}; }
 PB_INLINE M16 operator|(M16 a, M16 b) { return {a.v | b.v}; }
 PB_INLINE M16 and_not(M16 a, M16 b) { return {a.v & ~b.v}; }
@@ -265,10 +298,6 @@ PB_INLINE float sum(F16 a) {
   float s = 0;
   for (int i = 0; i < 16; ++i) s += a.v[i];
   return s;
-}
-PB_INLINE void add_halves(F16 v, float* low, float* high) {
-  for (int i = 0; i < 8; ++i) low[i] += v.v[i];
-  for (int i = 0; i < 8; ++i) high[i] += v.v[8 + i];
 }
 PB_INLINE F16 round_even(F16 a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 PB_INLINE F16 scale_by_power(F16 a, F16 n) {
@@ -296,6 +325,12 @@ PB_INLINE void transpose(F16 v[16]) {
 }
 #endif
 #if !defined(__AVX2__)
+PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
+PB_INLINE F16 sums(const F16 v[16]) {
+  float out[16];
+  for (int i = 0; i < 16; ++i) out[i] = sum(v[i]);
+  return load(out);
+}
 PB_INLINE F16 load_part(const float* p, int n) {
   float v[16] = {};
   std::memcpy(v, p, (size_t)n * sizeof(float));
@@ -308,7 +343,6 @@ PB_INLINE void store_part(float* p, F16 a, int n) {
 }
 #endif
 #if !(defined(__AVX512F__) && defined(__AVX512DQ__))
-PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
 PB_INLINE F16 gather(const float* p, const int32_t* index, int stride) {
   float v[16];
   for (int i = 0; i < 16; ++i) v[i] = p[(int64_t)index[i] * stride];
@@ -318,11 +352,6 @@ PB_INLINE int append_lanes(uint32_t bits, int32_t first, int32_t* to) {
   int count = 0;
   for (; bits; bits &= bits - 1) to[count++] = first + __builtin_ctz(bits);
   return count;
-}
-PB_INLINE F16 sums(const F16 v[16]) {
-  float out[16];
-  for (int i = 0; i < 16; ++i) out[i] = sum(v[i]);
-  return load(out);
 }
 #endif
 
