@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from panbench import __version__
 from panbench.data.draft import appearing
 from panbench.data.file import File
 from panbench.data.images import image_size, read_color, read_integers, resize_nearest
+from panbench.data.json_file import read_json
 from panbench.data.npy import parse_npy
 from panbench.data.point_cloud import write_ply
 from panbench.data.room_export import write_json
@@ -275,18 +275,13 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
 
 
-def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file.
+def read_source_json(path: Path, what: str) -> Any:
+    """The content of a JSON file of a source.
 
     Raises:
         UserError: it is missing or no JSON; ``what`` it should be is in the message.
     """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: give a folder with {what}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON file ({error}): write {what} again") from error
+    return read_json(path, f"write {what} again", missing=f"give a folder with {what}")
 
 
 # -------------------------------------------------------------------------------------------------------- what is kept
@@ -343,7 +338,7 @@ def _kept(capture: Capture, posed: Sequence[CaptureFrame], options: ImportOption
 def _read_split(path: Path, stems: Mapping[str, str]) -> dict[str, list[str]] | None:
     if not path.is_file():
         return None
-    data = read_json(path, 'splits.json with {"train": [...], "test": [...]}')
+    data = read_source_json(path, 'splits.json with {"train": [...], "test": [...]}')
     by_stem = {stem: name for name, stem in stems.items()}
     try:
         names = {part: [str(n) for n in data[part]] for part in ("train", "test")}
@@ -559,7 +554,9 @@ def _write_classes(draft: Path, capture: Capture, given: Path | None) -> None:
     if source is None:
         return
     if isinstance(source, Path):
-        data = read_json(source, 'classes.json with {"classes": [{"id": 1, "name": "wall", "thing": false}, ...]}')
+        data = read_source_json(
+            source, 'classes.json with {"classes": [{"id": 1, "name": "wall", "thing": false}, ...]}'
+        )
     else:
         data = dict(source)
     try:

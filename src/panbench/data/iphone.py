@@ -15,7 +15,6 @@ or of raw deflate (f32 metres); or a single stream of raw deflate, f32 metres of
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import threading
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from panbench.data.images import MAX_PIXELS, MAX_SIDE
+from panbench.data.json_file import read_json
 from panbench.data.scannet_files import Pinhole, rigid
 from panbench.errors import UserError
 
@@ -72,12 +72,7 @@ def read_poses(path: Path, size: tuple[int, int]) -> dict[int, IphonePose | None
         UserError: the file is missing or damaged, a pose is no rigid transform, or intrinsics do not fit the size.
     """
     remedy = "download the scene's iphone folder again"
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON file ({ascii(str(error))[1:-1]}): {remedy}") from error
+    data = read_json(path, remedy)
     if not isinstance(data, Mapping) or not data:
         raise UserError(f"{path}: is no object with the frames by name: {remedy}")
     found: dict[int, IphonePose | None] = {}
@@ -88,8 +83,7 @@ def read_poses(path: Path, size: tuple[int, int]) -> dict[int, IphonePose | None
         try:
             found[int(match[1])] = _pose(entry, size)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            cause = ascii(str(error))[1:-1]
-            raise UserError(f"{path}: aligned_pose or intrinsic of {key} cannot be used ({cause}): {remedy}") from error
+            raise UserError(f"{path}: aligned_pose or intrinsic of {key} cannot be used ({error}): {remedy}") from error
     if all(pose is None for pose in found.values()):
         raise UserError(
             f"{path}: no frame has a finite aligned_pose; `pose` is that of the phone's own world, which is not the "
@@ -396,7 +390,7 @@ class VideoFile:
                     if len(times) > _MOST_FRAMES:
                         raise UserError(f"{path}: has more than {_MOST_FRAMES} pictures: {_AGAIN}")
         except (*self._broken, IndexError) as error:
-            raise UserError(f"{path}: is no video that can be read ({_line(error)}): {_AGAIN}") from error
+            raise UserError(f"{path}: is no video that can be read ({error}): {_AGAIN}") from error
         times.sort()
         self._times = [time for time, _ in times]
         self._keys = [place for place, (_, key) in enumerate(times) if key]
@@ -426,9 +420,7 @@ class VideoFile:
                 return np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
             except self._broken as error:
                 self.close()
-                raise UserError(
-                    f"{self.path}: picture {number} cannot be decoded ({_line(error)}): {_AGAIN}"
-                ) from error
+                raise UserError(f"{self.path}: picture {number} cannot be decoded ({error}): {_AGAIN}") from error
 
     def close(self) -> None:
         """Let go of the decoder; the next picture opens it again."""
@@ -495,7 +487,3 @@ class VideoFrame:
         stream = io.BytesIO()
         Image.fromarray(self.read_color()).save(stream, "PNG")
         return stream.getvalue()
-
-
-def _line(error: BaseException) -> str:
-    return ascii(str(error))[1:-1]

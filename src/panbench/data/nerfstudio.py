@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from panbench.data.capture import Capture, CaptureFrame, beside, read_json
+from panbench.data.capture import Capture, CaptureFrame, beside, read_source_json
 from panbench.data.images import image_size, read_integers
 from panbench.data.point_cloud import read_point_cloud
 from panbench.data.scannet_reader import COLOR_SUFFIXES, nearest_rotation
@@ -48,7 +48,7 @@ def read_nerfstudio(source: Path) -> Capture:
         UserError: something is missing, damaged or not supported; names the file and the remedy.
     """
     index = source if source.suffix == ".json" else source / "transforms.json"
-    data = read_json(index, "transforms.json")
+    data = read_source_json(index, "transforms.json")
     if not isinstance(data, Mapping) or not isinstance(data.get("frames"), list) or not data["frames"]:
         raise UserError(f"{index}: has no list of frames: {_REMEDY}")
     world = _World.of(data, index)

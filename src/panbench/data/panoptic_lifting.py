@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from panbench.data.capture import Capture, CaptureFrame, CaptureMasks, beside, read_json
+from panbench.data.capture import Capture, CaptureFrame, CaptureMasks, beside, read_source_json
 from panbench.data.images import read_color, read_integers, resize_nearest
 from panbench.data.npy import parse_npy
 from panbench.data.rgbd import read_rgbd
@@ -58,7 +58,9 @@ def read_panoptic_lifting(source: Path) -> Capture:
     """
     capture = beside(read_rgbd(source))
     frames = [_labelled(frame, source) for frame in capture.frames]
-    classes = read_json(capture.classes, "classes.json") if isinstance(capture.classes, Path) else default_classes()
+    classes = (
+        read_source_json(capture.classes, "classes.json") if isinstance(capture.classes, Path) else default_classes()
+    )
     masks = dict(capture.masks)
     if (source / "m2f_semantics").is_dir():
         try:

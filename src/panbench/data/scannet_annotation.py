@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from panbench.data.json_file import read_json
 from panbench.data.label_tables import need_label_table
 from panbench.errors import UserError
 from panbench.scene import Camera
@@ -129,12 +129,7 @@ def read_mesh_truth(folder: Path, world: NDArray[np.float64]) -> MeshTruth | Non
 
 
 def _read(path: Path, key: str) -> Any:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: {_REMEDY}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON file ({error}): {_REMEDY}") from error
+    data = read_json(path, _REMEDY)
     if not isinstance(data, Mapping) or not isinstance(data.get(key), list):
         raise UserError(f"{path}: has no list {key}: {_REMEDY}")
     return data[key]

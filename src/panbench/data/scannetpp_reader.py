@@ -27,7 +27,6 @@ Hidden pixels have no depth and no labels; their colours stay in.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +42,7 @@ from panbench.data.file import File
 from panbench.data.images import image_size as size_of_image
 from panbench.data.images import read_color, read_integers, resize_nearest
 from panbench.data.iphone import DEPTH_SIZE, DepthFile, IphoneDepth, VideoFile, VideoFrame, frame_stem, read_poses
+from panbench.data.json_file import read_json
 from panbench.data.mesh import MeshCaster, read_mesh
 from panbench.data.scannet_files import FrameFiles, Pinhole, inverse_of_rigid
 from panbench.data.scannet_reader import (
@@ -422,26 +422,17 @@ def to_mesh_world(nerfstudio: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def _read_json(path: Path, remedy: str) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON file ({error}): {remedy}") from error
-
-
 def _transforms_path(folder: Path, form: DslrFiles) -> Path:
     return folder / "dslr" / "nerfstudio" / form.transforms
 
 
 def _read_transforms(folder: Path, form: DslrFiles) -> Mapping[str, Any]:
     path = _transforms_path(folder, form)
-    data = _read_json(path, "check data.root, data.scene and data.camera, or download the scene's dslr folder again")
+    data = read_json(path, "check data.root, data.scene and data.camera, or download the scene's dslr folder again")
     if not isinstance(data, Mapping) or not isinstance(data.get("frames"), list):
         raise UserError(f"{path}: has no list of frames: write or download it again")
     if data.get("camera_model") != form.model:
-        stated = ascii(str(data.get("camera_model")))[1:-1]
+        stated = data.get("camera_model")
         raise UserError(f"{path}: camera_model is {stated}, not {form.model}: write or download it again")
     for frame in [*data["frames"], *data.get("test_frames", [])]:
         name = frame.get("file_path") if isinstance(frame, Mapping) else None
@@ -526,7 +517,7 @@ def _read_split(
     """File names of the training and test frames that have a pose, in order."""
     path = folder / "dslr" / "train_test_lists.json"
     if path.is_file():
-        data = _read_json(path, "download it again")
+        data = read_json(path, "download it again")
         try:
             lists = {part: [str(name) for name in data[part]] for part in ("train", "test")}
         except (KeyError, TypeError) as error:
@@ -538,7 +529,7 @@ def _read_split(
         }
     for name in (*lists["train"], *lists["test"]):
         if name not in poses:
-            raise UserError(f"{path}: names {ascii(name)[1:-1]}, which {form.transforms} does not: download both again")
+            raise UserError(f"{path}: names {name}, which {form.transforms} does not: download both again")
     both = sorted(set(lists["train"]) & set(lists["test"]))
     if both:
         raise UserError(f"{path}: {both[0]} is both train and test ({len(both)} such frames): download it again")
@@ -636,7 +627,7 @@ def read_annotation(folder: Path, count: int, raw_labels: Mapping[str, int], ove
         return None
     remedy = "download the scene's scans folder again"
     try:
-        segments = np.array(_read_json(segments_path, remedy)["segIndices"], dtype=np.int64)
+        segments = np.array(read_json(segments_path, remedy)["segIndices"], dtype=np.int64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{segments_path}: has no list segIndices of whole numbers: {remedy}") from error
     if segments.shape != (count,):
@@ -644,7 +635,7 @@ def read_annotation(folder: Path, count: int, raw_labels: Mapping[str, int], ove
     try:
         groups = [
             (int(g["objectId"]), str(g["label"]), np.array(g["segments"], dtype=np.int64))
-            for g in _read_json(groups_path, remedy)["segGroups"]
+            for g in read_json(groups_path, remedy)["segGroups"]
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{groups_path}: has no list segGroups of objectId, label and segments: {remedy}") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from panbench.data.capture import read_json
+from panbench.data.capture import read_source_json
 from panbench.data.images import read_packed_ids
 from panbench.data.panoptic_lifting import default_classes, mask_reader
 from panbench.errors import UserError
@@ -118,7 +118,7 @@ def read_panoptic_lifting(folder: Path) -> ForeignMasks:
         raise UserError(f"{folder / 'm2f_semantics'}: holds no PNG file: give the folder with m2f_semantics/")
     own = folder / "classes.json"
     try:
-        labels = LabelSpace.from_dict(read_json(own, "classes.json") if own.is_file() else default_classes())
+        labels = LabelSpace.from_dict(read_source_json(own, "classes.json") if own.is_file() else default_classes())
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{own}: is no label space ({error}): correct the file") from error
     reader = mask_reader(folder, labels)
