@@ -46,7 +46,6 @@ from panbench.training.files import write_text
 from panbench.training.memory import keep_freed_memory
 from peers.opensplat import commit
 
-CHART = Path("images") / "performance.svg"  # beside the page
 MARKER = "bench_rasterizer"
 QUICK: dict[str, Any] = {
     "gaussians": [50_000, 200_000],
@@ -280,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (results.cases or results.memory):
             return 130
         report.terminal(results, console)
-        write_text(arguments.page.parent / CHART, report.figure(results))
+        chart = arguments.page.parent / "images" / f"{arguments.page.stem}.svg"
+        write_text(chart, report.figure(results))
         report.splice(arguments.page, MARKER, report.markdown(results))
     except UserError as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)

@@ -19,18 +19,29 @@ from panbench.resources import asset
 from peers import native
 
 
-def facts() -> dict[str, Any]:
-    """Processor, memory, versions and commit."""
+def _processor() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core."""
     cpu: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         cpu.setdefault(name.strip(), value.strip())
-    flags = cpu.get("flags", "").split()
+    return cpu
+
+
+def instruction_sets() -> list[str]:
+    """Those of this processor that matter here."""
+    flags = _processor().get("flags", "").split()
+    return [name for name in ("avx2", "fma", "avx512f", "avx512_bf16") if name in flags]
+
+
+def facts() -> dict[str, Any]:
+    """Processor, memory, versions and commit."""
+    cpu = _processor()
     return {
         "processor": cpu.get("model name", platform.processor()),
         "family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
         "cores": os.cpu_count(),
-        "instruction_sets": [name for name in ("avx2", "fma", "avx512f", "avx512_bf16") if name in flags],
+        "instruction_sets": instruction_sets(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "compiler": compiler()[1],

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmark.machine import Ceilings, available_memory
+from benchmark.machine import Ceilings, available_memory, instruction_sets
 from benchmark.timing import Contestant
 from benchmark.workload import NEAR, ROOM, Gaussians, cameras
 from panbench import ops
@@ -353,7 +353,7 @@ def field_of(
         out.append(Contestant("both at 3 channels", narrow.forward_backward))
     if threads > 1:
         out.append(Contestant("both 1 thread", views.forward_backward, lambda: _threads(1)))
-    for limit in ("v3", "portable"):
+    for limit in ("v3", "portable") if "avx512f" in instruction_sets() else ("portable",):
         out.append(Contestant(f"both {limit}", views.forward_backward, partial(_instructions, limit)))
 
     skipped: dict[str, str] = {}
