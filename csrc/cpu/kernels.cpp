@@ -165,7 +165,7 @@ int64_t blend_scratch(int64_t hits, int stride, bool distort) {
   return (int64_t)arena.next;
 }
 
-// Asks for a row of floats early.
+// Asks for a row of floats early: rows lie anywhere in memory.
 PB_INLINE void prefetch(const float* row, int64_t count) {
   if (!row || !count) return;
   for (int64_t c = 0; c < count; c += kLanes) __builtin_prefetch(row + c);
@@ -625,11 +625,11 @@ PB_INLINE void add_moments(const Tile& t, Block& b, const BlockPlace& at, const 
     const F16 dx = parameter(0) - set1(at.cx), dy = parameter(1) - set1(at.cy);
     for (int k = 6; k < kLanes; ++k) v[k] = zero();
     if (absolute) {
-      const F16 a = set1(2.0f) * parameter(2), b = parameter(3), c = set1(2.0f) * parameter(4);
+      const F16 slope_xx = set1(2.0f) * parameter(2), slope_xy = parameter(3), slope_yy = set1(2.0f) * parameter(4);
       for (int p = 0; p < kLanes; ++p) {
         const F16 x = dx - set1((float)(p % kBlock) - 1.5f), y = dy - set1((float)(p / kBlock) - 1.5f);
-        v[7] = v[7] + magnitude(g[p] * fma(a, x, b * y));
-        v[8] = v[8] + magnitude(g[p] * fma(c, y, b * x));
+        v[7] = v[7] + magnitude(g[p] * fma(slope_xx, x, slope_xy * y));
+        v[8] = v[8] + magnitude(g[p] * fma(slope_yy, y, slope_xy * x));
       }
     }
     // Moments about the block's centre, of pixels at -1.5, -0.5, 0.5 and 1.5.
