@@ -479,15 +479,18 @@ PB_INLINE void forward_tile(const BlendArgs& a, const BlendOut& out, int tile, c
 
 PB_INLINE bool few_channels(const BlendArgs& a) { return a.channels + a.labels <= kFew; }
 
-// The gradient of a pixel's channels [stride]: those of the images, and of the sums over the labels.
-PB_INLINE void load_gradient(const BlendArgs& a, const BlendGradIn& in, int64_t pixel, float* row) {
+// The gradient of the channels [stride] of a block's pixel p: those of the images, and of the sums over the labels. Zero
+// outside of the image.
+PB_INLINE void load_gradient(const BlendArgs& a, const BlockPlace& at, const BlendGradIn& in, int p, float* row) {
   for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
-  const auto copy = [row](const float* from, int count, int first) {
-    for (int c = 0; c < count; c += kLanes) store_up_to(row + first + c, load_up_to(from + c, count - c), count - c);
+  if (!(at.inside >> p & 1)) return;
+  const int64_t from = pixel(a, at, p);
+  const auto copy = [row](const float* values, int count, int first) {
+    for (int c = 0; c < count; c += kLanes) store_up_to(row + first + c, load_up_to(values + c, count - c), count - c);
   };
-  if (in.image) copy(in.image + pixel * a.channels, a.channels, 0);
-  if (in.label_gradient) copy(in.label_gradient + pixel * a.labels, a.labels, a.channels);
-  if (in.sums.given) add_gradient(a.targets, in.sums, pixel, in.label_image + pixel * a.labels, row + a.channels);
+  if (in.image) copy(in.image + from * a.channels, a.channels, 0);
+  if (in.label_gradient) copy(in.label_gradient + from * a.labels, a.labels, a.channels);
+  if (in.sums.given) add_gradient(a.targets, in.sums, from, in.label_image + from * a.labels, row + a.channels);
 }
 
 // The gradient of a block's pixels, twice: channels in the lanes [16, stride], and pixels in the lanes [stride, 16]. Few
@@ -496,20 +499,13 @@ PB_INLINE void load_gradients(const BlendArgs& a, const BlockPlace& at, const Bl
                               float* by_channel) {
   if (few_channels(a)) {
     for (int p = 0; p < kLanes; ++p) {
-      float row[kLanes] = {};
-      if (at.inside >> p & 1) load_gradient(a, in, pixel(a, at, p), row);
+      float row[kLanes];
+      load_gradient(a, at, in, p, row);
       for (int c = 0; c < a.channels + a.labels; ++c) by_channel[c * kLanes + p] = row[c];
     }
     return;
   }
-  for (int p = 0; p < kLanes; ++p) {
-    float* row = by_pixel + p * a.stride;
-    if (at.inside >> p & 1) {
-      load_gradient(a, in, pixel(a, at, p), row);
-    } else {
-      for (int c = 0; c < a.stride; c += kLanes) store(row + c, zero());
-    }
-  }
+  for (int p = 0; p < kLanes; ++p) load_gradient(a, at, in, p, by_pixel + p * a.stride);
   for (int c = 0; c < a.attached; c += kLanes) {
     F16 v[kLanes];
 #pragma GCC unroll 16

@@ -249,84 +249,92 @@ PB_INLINE void store_part(float* p, F16 x, int n) {
   if (n & 1) _mm_store_ss(p, four);
 }
 
-#else  // portable: the compiler's generic vectors, lowered to whatever the processor has
+#else  // portable: the compiler's generic vectors, as wide as the registers that every processor has
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
+typedef float F4 __attribute__((vector_size(16)));
+typedef int32_t I4 __attribute__((vector_size(16)));
 struct F16 {
-  Floats v;
+  F4 a, b, c, d;
 };
 struct M16 {
-  Ints v;  // -1 where true
+  I4 a, b, c, d;  // -1 where true
 };
-PB_INLINE F16 set1(float x) { return {Floats{} + x}; }
-PB_INLINE F16 load(const float* p) {
-  F16 r;
-  std::memcpy(&r.v, p, 64);
+PB_INLINE F4 bits_as_floats(I4 x) {
+  F4 r;
+  std::memcpy(&r, &x, 16);
   return r;
 }
-PB_INLINE void store(float* p, F16 a) { std::memcpy(p, &a.v, 64); }
-PB_INLINE F16 operator+(F16 a, F16 b) { return {a.v + b.v}; }
-PB_INLINE F16 operator-(F16 a, F16 b) { return {a.v - b.v}; }
-PB_INLINE F16 operator*(F16 a, F16 b) { return {a.v * b.v}; }
-PB_INLINE F16 operator/(F16 a, F16 b) { return {a.v / b.v}; }
-PB_INLINE F16 fma(F16 a, F16 b, F16 c) { return {a.v * b.v + c.v}; }
-PB_INLINE F16 min(F16 a, F16 b) { return {a.v < b.v ? a.v : b.v}; }
-PB_INLINE F16 max(F16 a, F16 b) { return {a.v > b.v ? a.v : b.v}; }
-PB_INLINE M16 less_equal(F16 a, F16 b) { return {a.v <= b.v}; }
-PB_INLINE M16 less(F16 a, F16 b) { return {a.v < b.v}; }
-PB_INLINE M16 equal(F16 a, F16 b) { return {a.v == b.v}; }
-PB_INLINE M16 operator&(M16 a, M16 b) { return {a.v & b.v}; }
-PB_INLINE M16 operator|(M16 a, M16 b) { return {a.v | b.v}; }
-PB_INLINE M16 and_not(M16 a, M16 b) { return {a.v & ~b.v}; }
-PB_INLINE uint32_t bits(M16 a) {
-  uint32_t m = 0;
-  for (int i = 0; i < 16; ++i) m |= (uint32_t)(a.v[i] & 1) << i;
-  return m;
+PB_INLINE I4 floats_as_bits(F4 x) {
+  I4 r;
+  std::memcpy(&r, &x, 16);
+  return r;
 }
-PB_INLINE bool any(M16 a) { return bits(a) != 0; }
+PB_INLINE F16 set1(float x) {
+  const F4 v = {x, x, x, x};
+  return {v, v, v, v};
+}
+PB_INLINE F16 load(const float* p) {
+  F16 r;
+  std::memcpy(&r, p, 64);
+  return r;
+}
+PB_INLINE void store(float* p, F16 x) { std::memcpy(p, &x, 64); }
+PB_INLINE F16 operator+(F16 x, F16 y) { return {x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+PB_INLINE F16 operator-(F16 x, F16 y) { return {x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
+PB_INLINE F16 operator*(F16 x, F16 y) { return {x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
+PB_INLINE F16 operator/(F16 x, F16 y) { return {x.a / y.a, x.b / y.b, x.c / y.c, x.d / y.d}; }
+PB_INLINE F16 fma(F16 x, F16 y, F16 z) {
+  return {x.a * y.a + z.a, x.b * y.b + z.b, x.c * y.c + z.c, x.d * y.d + z.d};
+}
+PB_INLINE M16 less_equal(F16 x, F16 y) { return {x.a <= y.a, x.b <= y.b, x.c <= y.c, x.d <= y.d}; }
+PB_INLINE M16 less(F16 x, F16 y) { return {x.a < y.a, x.b < y.b, x.c < y.c, x.d < y.d}; }
+PB_INLINE M16 equal(F16 x, F16 y) { return {x.a == y.a, x.b == y.b, x.c == y.c, x.d == y.d}; }
+PB_INLINE M16 operator&(M16 x, M16 y) { return {x.a & y.a, x.b & y.b, x.c & y.c, x.d & y.d}; }
+PB_INLINE M16 operator|(M16 x, M16 y) { return {x.a | y.a, x.b | y.b, x.c | y.c, x.d | y.d}; }
+PB_INLINE M16 and_not(M16 x, M16 y) { return {x.a & ~y.a, x.b & ~y.b, x.c & ~y.c, x.d & ~y.d}; }
+PB_INLINE F16 select(M16 m, F16 x, F16 y) {
+  return {m.a ? x.a : y.a, m.b ? x.b : y.b, m.c ? x.c : y.c, m.d ? x.d : y.d};
+}
+PB_INLINE F16 min(F16 x, F16 y) { return select(less(x, y), x, y); }
+PB_INLINE F16 max(F16 x, F16 y) { return select(less(y, x), x, y); }
+PB_INLINE uint32_t bits(M16 x) {
+  const I4 bit = {1, 2, 4, 8};
+  const I4 r = (x.a & bit) | (x.b & bit << 4) | (x.c & bit << 8) | (x.d & bit << 12);
+  return (uint32_t)(r[0] | r[1] | r[2] | r[3]);
+}
+PB_INLINE bool any(M16 x) {
+  const I4 r = x.a | x.b | x.c | x.d;
+  return (r[0] | r[1] | r[2] | r[3]) != 0;
+}
 PB_INLINE M16 mask_of(uint32_t m) {
-  const Ints lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  return {((Ints{} + (int32_t)m) & lane) == lane};
+  const I4 all = {(int32_t)m, (int32_t)m, (int32_t)m, (int32_t)m}, bit = {1, 2, 4, 8};
+  return {(all & bit) != 0, (all & bit << 4) != 0, (all & bit << 8) != 0, (all & bit << 12) != 0};
 }
-PB_INLINE F16 select(M16 m, F16 a, F16 b) { return {m.v ? a.v : b.v}; }
-PB_INLINE F16 root(F16 a) {
-  for (int i = 0; i < 16; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
-  return a;
+PB_INLINE F4 root4(F4 x) {
+  return F4{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
 }
-PB_INLINE float sum(F16 a) {
-  float s = 0;
-  for (int i = 0; i < 16; ++i) s += a.v[i];
-  return s;
+PB_INLINE F16 root(F16 x) { return {root4(x.a), root4(x.b), root4(x.c), root4(x.d)}; }
+PB_INLINE float sum(F16 x) {
+  const F4 s = (x.a + x.b) + (x.c + x.d);
+  return (s[0] + s[1]) + (s[2] + s[3]);
 }
-PB_INLINE F16 round_even(F16 a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
-PB_INLINE F16 scale_by_power(F16 a, F16 n) {
-  const Ints e = (__builtin_convertvector(n.v, Ints) + 127) << 23;
-  Floats power;
-  std::memcpy(&power, &e, 64);
-  return {a.v * power};
+PB_INLINE F16 round_even(F16 x) { return (x + set1(12582912.0f)) - set1(12582912.0f); }
+PB_INLINE F4 power_of_two(F4 n) { return bits_as_floats((__builtin_convertvector(n, I4) + 127) << 23); }
+PB_INLINE F16 scale_by_power(F16 x, F16 n) {
+  return x * F16{power_of_two(n.a), power_of_two(n.b), power_of_two(n.c), power_of_two(n.d)};
 }
-PB_INLINE F16 exponent(F16 a) {
-  Ints bits;
-  std::memcpy(&bits, &a.v, 64);
-  return {__builtin_convertvector((bits >> 23) - 127, Floats)};
-}
-
-#endif
-
-PB_INLINE F16 zero() { return set1(0.0f); }
-#if !defined(__AVX2__)
-PB_INLINE void transpose(F16 v[16]) {
+PB_INLINE F4 exponent4(F4 x) { return __builtin_convertvector((floats_as_bits(x) >> 23) - 127, F4); }
+PB_INLINE F16 exponent(F16 x) { return {exponent4(x.a), exponent4(x.b), exponent4(x.c), exponent4(x.d)}; }
+// Not inlined: the compiler takes it apart float by float, which takes it long.
+static __attribute__((noinline)) void transpose(F16 v[16]) {
   float from[16 * 16], to[16 * 16];
   for (int i = 0; i < 16; ++i) store(from + 16 * i, v[i]);
   for (int i = 0; i < 16; ++i)
     for (int k = 0; k < 16; ++k) to[16 * i + k] = from[16 * k + i];
   for (int i = 0; i < 16; ++i) v[i] = load(to + 16 * i);
 }
-#endif
-#if !defined(__AVX2__)
-PB_INLINE F16 reciprocal(F16 a) { return set1(1.0f) / a; }
-PB_INLINE F16 sums(const F16 v[16]) {
+PB_INLINE F16 reciprocal(F16 x) { return set1(1.0f) / x; }
+static __attribute__((noinline)) F16 sums(const F16 v[16]) {
   float out[16];
   for (int i = 0; i < 16; ++i) out[i] = sum(v[i]);
   return load(out);
@@ -336,12 +344,15 @@ PB_INLINE F16 load_part(const float* p, int n) {
   std::memcpy(v, p, (size_t)n * sizeof(float));
   return load(v);
 }
-PB_INLINE void store_part(float* p, F16 a, int n) {
+PB_INLINE void store_part(float* p, F16 x, int n) {
   float v[16];
-  store(v, a);
+  store(v, x);
   std::memcpy(p, v, (size_t)n * sizeof(float));
 }
+
 #endif
+
+PB_INLINE F16 zero() { return set1(0.0f); }
 #if !(defined(__AVX512F__) && defined(__AVX512DQ__))
 PB_INLINE F16 gather(const float* p, const int32_t* index, int stride) {
   float v[16];

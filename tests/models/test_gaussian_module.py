@@ -20,7 +20,7 @@ from box_scene import (
     fitted,
     make_trainer,
 )
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +31,7 @@ from panbench.gaussians.gaussian_set import GaussianSet
 from panbench.heads import NoHead, PanopticHead, QueryHead
 from panbench.heads.base import GaussianLabels, LabelView, StepContext
 from panbench.models import GaussianModule, LiGS, Surfels, ThreeDGS, TwoDGS
+from panbench.ops import backend
 from panbench.scene import Camera, Frame, LabelSpace, PanopticMap
 from panbench.training.write_predictions import PredictedView
 
@@ -124,6 +125,15 @@ def test_without_a_head_it_trains_and_predicts_appearance_with_everything_void(b
     labels = model.head.label(model.gaussians)
     assert len(labels.semantic) == len(model.gaussians)
     assert not labels.semantic.any()
+
+
+def test_the_operators_are_ready_before_training_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.load_cpu()
+    monkeypatch.setattr(backend, "_state", backend._State(loaded=True))
+    reasons: list[str] = []
+    start = LambdaCallback(on_train_start=lambda *_: reasons.append(backend.reason()))
+    make_trainer(1, callbacks=[start]).fit(make(LiGS), datamodule=BoxData())
+    assert reasons == [backend.reason()] != [""]
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -190,6 +190,17 @@ def test_what_was_built_once_is_not_built_again(monkeypatch: pytest.MonkeyPatch,
     assert (tmp_path / "calls").read_text() == calls
 
 
+def test_where_no_spinner_is_seen_a_line_says_that_compiling_has_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, WORKING))
+    with caplog.at_level(logging.INFO):
+        build.build()
+    first, last = (record.message for record in caplog.records)
+    assert first == "compiling the CPU operators with fake 1.0 (once, about a minute)"
+    assert last.startswith("compiled the CPU operators into ")
+
+
 def test_other_sources_are_built_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, WORKING))
     first = build.build()

@@ -24,6 +24,7 @@ from panbench.gaussians.rotation import quats_with_normal
 from panbench.heads.base import LabelView, PanopticHead, StepContext
 from panbench.losses.geometric import depth_loss
 from panbench.losses.photometric import psnr
+from panbench.ops.backend import resolve
 from panbench.scene import Camera, Frame, PanopticMap, Scene
 from panbench.training.finite import check_loss
 from panbench.training.write_predictions import PredictedView
@@ -442,6 +443,7 @@ class GaussianModule(L.LightningModule):
     def on_fit_start(self) -> None:
         if not len(self.gaussians):
             raise UserError("no Gaussian could be initialised: no training frame has usable depth")
+        resolve(device=self.device.type)  # may compile for a minute, which is not to be counted as training
 
     def validation_step(self, batch: Frame, batch_idx: int) -> None:
         view = self.render(batch.camera, labels=False)
