@@ -528,6 +528,44 @@ Tensor warping_loss_backward(const Tensor& directions, const Tensor& valid, int6
   return grad;
 }
 
+std::tuple<Tensor, Tensor> mixture_loss(const Tensor& means, const Tensor& quats, const Tensor& log_scales,
+                                        const Tensor& ids, const Tensor& components, const Tensor& weights,
+                                        const Tensor& centers, const Tensor& normals, double corner,
+                                        double normal_share) {
+  const int64_t n = means.size(0);
+  check(means.dim() == 2 && means.size(1) == 3, "means must be [N, 3]");
+  check(quats.dim() == 2 && quats.size(0) == n && quats.size(1) == 4, "quats must be [N, 4]");
+  check(log_scales.dim() == 2 && log_scales.size(0) == n && log_scales.size(1) >= 2, "log_scales must be [N, 2 or 3]");
+  check(components.dim() == 2 && components.size(0) == n, "components must be [N, K]");
+  check(weights.dim() == 2 && weights.size(0) == n && weights.size(1) == components.size(1), "weights must be [N, K]");
+  check(centers.dim() == 2 && centers.size(1) == 3 && normals.dim() == 2 && normals.size(1) == 3 &&
+            normals.size(0) == centers.size(0),
+        "centers and normals must be [P, 3]");
+  check(corner > 0, "the corner must be positive");
+  const Tensor value = empty({}), gradients = empty({ids.size(0), panbench::kMixtureGradient});
+  bool unknown = false;
+  *out(value) = (float)panbench::mixture_loss(
+      {floats(means), floats(quats), floats(log_scales), log_scales.size(1), longs(ids), ids.size(0), longs(components),
+       floats(weights), components.size(1), floats(centers), floats(normals), centers.size(0), (float)corner,
+       (float)normal_share},
+      out(gradients), unknown);
+  check(!unknown, "a component is not among the planes");
+  return {value, gradients};
+}
+
+std::tuple<Tensor, Tensor, Tensor> mixture_loss_backward(const Tensor& ids, const Tensor& gradients, int64_t count,
+                                                         int64_t scale_dim, const Tensor& upstream) {
+  const int64_t discs = ids.size(0);
+  check(gradients.dim() == 2 && gradients.size(0) == discs && gradients.size(1) == panbench::kMixtureGradient,
+        "gradients must be [M, 9]");
+  check(scale_dim >= 2, "there must be two log-scales");
+  const Tensor g_means = empty({count, 3}), g_quats = empty({count, 4}), g_scales = empty({count, scale_dim});
+  panbench::mixture_loss_backward(longs(ids), discs, count, scale_dim, floats(gradients),
+                                  discs ? *floats(upstream) / (float)discs : 0.0f, out(g_means), out(g_quats),
+                                  out(g_scales));
+  return {g_means, g_quats, g_scales};
+}
+
 Vec3 vector_of(const Tensor& t) {
   check(t.dim() == 1 && t.size(0) == 3, "camera position must be [3]");
   return panbench::load3(floats(t));
@@ -623,6 +661,12 @@ STABLE_TORCH_LIBRARY(panbench, m) {
       "(Tensor, Tensor, Tensor)");
   m.def("warping_loss_backward(Tensor directions, Tensor valid, int channels, Tensor upstream) -> Tensor");
   m.def(
+      "mixture_loss(Tensor means, Tensor quats, Tensor log_scales, Tensor ids, Tensor components, Tensor weights, Tensor "
+      "centers, Tensor normals, float corner, float normal_share) -> (Tensor, Tensor)");
+  m.def(
+      "mixture_loss_backward(Tensor ids, Tensor gradients, int count, int scale_dim, Tensor upstream) -> (Tensor, "
+      "Tensor, Tensor)");
+  m.def(
       "spherical_harmonics(Tensor dc, Tensor rest, Tensor means, Tensor camera_position, Tensor ids, int degree) -> "
       "Tensor");
   m.def(
@@ -652,6 +696,8 @@ STABLE_TORCH_LIBRARY_IMPL(panbench, CPU, m) {
   m.impl("normal_loss_backward", TORCH_BOX(&normal_loss_backward));
   m.impl("warping_loss", TORCH_BOX(&warping_loss));
   m.impl("warping_loss_backward", TORCH_BOX(&warping_loss_backward));
+  m.impl("mixture_loss", TORCH_BOX(&mixture_loss));
+  m.impl("mixture_loss_backward", TORCH_BOX(&mixture_loss_backward));
   m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics));
   m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward));
 }

@@ -96,6 +96,26 @@ double normal_loss(const NormalMaps& maps, int64_t* known);
 void normal_loss_backward(const NormalMaps& maps, int64_t known, float upstream, float* grad_normals,
                           float* grad_reference);
 
+// Discs `ids` [discs], ascending and distinct, of all, and the planes that each is held to; docs at ops.mixture_loss.
+struct MixtureTerm {
+  const float *means, *quats, *log_scales;  // [N, 3], [N, 4], [N, scale_dim]
+  int64_t scale_dim;
+  const int64_t* ids;
+  int64_t discs;
+  const int64_t* components;  // [N, neighbors] rows of the planes; below 0: none
+  const float* weights;       // [N, neighbors]
+  int64_t neighbors;
+  const float *centers, *normals;  // [planes, 3]
+  int64_t planes;
+  float corner, normal_share;
+};
+constexpr int64_t kMixtureGradient = 9;  // of a disc's mean, quaternion and first two log-scales
+// Mean over discs, with the gradient [discs, 9] of each disc's own value. Sets `unknown` if a component is no plane.
+double mixture_loss(const MixtureTerm& term, float* gradients, bool& unknown);
+// Gradients of all N = `count` Gaussians: `scale` times those of the discs, and zero.
+void mixture_loss_backward(const int64_t* ids, int64_t discs, int64_t count, int64_t scale_dim, const float* gradients,
+                           float scale, float* grad_means, float* grad_quats, float* grad_scales);
+
 // The labels of a view and another view of the same surfaces; rotation and translation lead from its camera into the
 // other one.
 struct Warping {

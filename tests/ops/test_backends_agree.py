@@ -455,6 +455,43 @@ def test_normal_losses_agree(known: float, sliced: bool) -> None:
         assert_close(mine, gradient, 1e-6, f"gradient of {name}")
 
 
+def mixture_inputs(axes: int = 2) -> list[Tensor]:
+    """2000 discs, some 30 planes about them, and up to four of these for every third disc."""
+    generator = torch.Generator().manual_seed(11)
+    means = 0.06 * torch.randn(2000, 3, generator=generator)
+    quats = 3 * torch.randn(2000, 4, generator=generator)
+    scales = torch.empty(2000, axes).uniform_(-4.5, -3.0, generator=generator)
+    components = torch.randint(-1, 30, (2000, 4), generator=generator)
+    weights = torch.rand(2000, 4, generator=generator) * (components >= 0)
+    centers, normals = torch.randn(2, 30, 3, generator=generator)
+    normals = torch.nn.functional.normalize(normals, dim=1)
+    return [means, quats, scales, torch.arange(1, 2000, 3), components, weights, 0.1 * centers, normals]
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_mixture_losses_agree(axes: int) -> None:
+    inputs = mixture_inputs(axes)
+    exact, single = doubles(inputs[:3]), singles(inputs[:3])
+    planes = [t.double() if t.is_floating_point() else t for t in inputs[3:]]
+    expected = ops.mixture_loss(*exact, *planes, backend="reference")
+    found = ops.mixture_loss(*single, *inputs[3:], backend="cpu")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, mine, gradient in zip(
+        ("means", "quats", "log_scales"),
+        torch.autograd.grad(3 * found, single),
+        torch.autograd.grad(3 * expected, exact),
+        strict=True,
+    ):
+        assert_close(mine, gradient, 1e-5, f"gradient of {name}")
+
+
+def test_a_component_that_is_no_plane_is_told_of() -> None:
+    inputs = mixture_inputs()
+    inputs[4][1, 2] = 30
+    with pytest.raises(RuntimeError, match="a component is not among the planes"):
+        ops.mixture_loss(*inputs, backend="cpu")
+
+
 @pytest.mark.parametrize("count", [1, 5, 20])
 @pytest.mark.parametrize("hidden", [False, True])
 def test_warping_losses_agree(count: int, hidden: bool) -> None:
@@ -589,7 +626,11 @@ def test_every_number_of_threads_gives_the_same_bits(kind: Kind) -> None:
         upstream = [torch.tensor(1.0), out.image.detach(), out.alpha.detach(), *(s.detach().cos() for s in out.sums)]
         wanted = [*parameters, *([] if absolute is None else [absolute])]
         gradients = torch.autograd.grad([loss, out.image, out.distortion, *out.sums], wanted, upstream)
-        return [ids, geometry, *bins, *out[:5], out.distortion, *out.sums, toward, loss, *gradients]
+        mixture = mixture_inputs()
+        discs = singles(mixture[:3])
+        term = ops.mixture_loss(*discs, *mixture[3:], backend="cpu")
+        gradients += torch.autograd.grad(term, discs)
+        return [ids, geometry, *bins, *out[:5], out.distortion, *out.sums, toward, loss, term, *gradients]
 
     before = torch.get_num_threads()
     try:
@@ -720,6 +761,8 @@ def operator_arguments(kind: Kind) -> dict[str, tuple[object, ...]]:
         "similarity": (images[0].clone().requires_grad_(), images[1], 0.3, -2.0),
         "depth_normals": (*singles([bumpy_depth(9, 13)]), 9.0, 8.0, 6.0, 4.0, 2),
         "depth_normals_backward": (bumpy_depth(9, 13), 9.0, 8.0, 6.0, 4.0, 2, torch.randn(9, 13, 3)),
+        "mixture_loss": (*singles(mixture_inputs()[:3]), *mixture_inputs()[3:], 0.05, 0.1),
+        "mixture_loss_backward": (torch.tensor([3, 4, 20]), torch.randn(3, 9), 30, 2, torch.tensor(2.0)),
         "normal_loss": tuple(singles([*torch.randn(2, 9, 13, 3)])),
         "normal_loss_backward": (*torch.randn(2, 9, 13, 3), torch.tensor(50), torch.tensor(2.0)),
         "take_rows": (singles(attention)[0], torch.tensor([3, 4, 20])),
@@ -735,7 +778,7 @@ OPERATORS = [
     *("depth_normals", "depth_normals_backward", "normal_loss", "normal_loss_backward", "similarity"),
     *("bin", "blend", "blend_backward", "project", "project_backward", "label_sums", "label_sums_backward"),
     *("blend with all", "blend_backward with all"),
-    *("warping_loss", "warping_loss_backward"),
+    *("warping_loss", "warping_loss_backward", "mixture_loss", "mixture_loss_backward"),
     *("spherical_harmonics", "spherical_harmonics_backward", "ssim"),
 ]
 

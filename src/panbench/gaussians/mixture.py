@@ -209,10 +209,6 @@ class PlaneMixture(nn.Module):
         for name, array in made.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)).to(self.centers))
 
-    def planes(self) -> Tensor:
-        """n_k and d_k = n_k · c_k [K, 4]."""
-        return torch.cat([self.normals, (self.normals * self.centers).sum(-1, keepdim=True)], 1)
-
     def covariances(self) -> Tensor:
         """[K, 3, 3] m², with the thickness along the normal."""
         inside = self.tangents * self.deviations[..., None]

@@ -18,7 +18,6 @@ from panbench.gaussians.init import PointCloud, first_points
 from panbench.gaussians.mixture import NEIGHBORS, PlaneMixture
 from panbench.gaussians.rotation import quats_with_normal, rotation_matrices
 from panbench.heads.base import PanopticHead
-from panbench.losses.mixture import mixture_loss
 from panbench.models.base import View
 from panbench.models.twodgs import TwoDGS
 from panbench.scene import Frame, Scene
@@ -187,11 +186,18 @@ class LiGS(TwoDGS):
         return out
 
     def mixture_term(self, ids: Tensor) -> Tensor:
-        """The local term over the discs ``ids`` [M], ascending (:func:`panbench.losses.mixture.mixture_loss`)."""
-        g = self.gaussians
-        means, quats, scales = (ops.take_rows(g[name], ids) for name in ("means", "quats", "scales"))
-        components = g["mixture_ids"][ids].clamp_min(0)
-        return mixture_loss(means, quats, scales, self.mixture.planes()[components], g["mixture_weights"][ids])
+        """The local term over the discs ``ids`` [M], ascending (:func:`panbench.ops.mixture_loss`)."""
+        g, mixture = self.gaussians, self.mixture
+        return ops.mixture_loss(
+            g["means"],
+            g["quats"],
+            g["scales"],
+            ids,
+            g["mixture_ids"],
+            g["mixture_weights"],
+            mixture.centers,
+            mixture.normals,
+        )
 
     @torch.no_grad()
     def _search(self) -> None:

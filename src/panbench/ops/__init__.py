@@ -5,6 +5,7 @@ Nothing is compiled on import: the first call decides (:mod:`panbench.ops.backen
 
 from panbench.ops.attention import attend, attend_shares
 from panbench.ops.label_sums import label_sums
+from panbench.ops.mixture import mixture_loss
 from panbench.ops.normals import depth_normals, normal_loss
 from panbench.ops.project import Kind, Projected, project
 from panbench.ops.rasterize import Bins, Blended, bin, blend
@@ -27,6 +28,7 @@ __all__ = [
     "blend",
     "depth_normals",
     "label_sums",
+    "mixture_loss",
     "normal_loss",
     "photometric_loss",
     "project",

@@ -42,6 +42,10 @@ def register() -> None:
         )
     )
     fake("panbench::warping_loss_backward")(lambda d, valid, channels, _: d.new_empty(*d.shape[:2], channels))
+    fake("panbench::mixture_loss")(lambda means, *rest: (means.new_empty(()), means.new_empty(len(rest[2]), 9)))
+    fake("panbench::mixture_loss_backward")(
+        lambda ids, gradients, count, scale_dim, _: tuple(gradients.new_empty(count, k) for k in (3, 4, scale_dim))
+    )
     fake("panbench::spherical_harmonics")(lambda dc, rest, means, camera, ids, degree: dc.new_empty(len(ids), 3))
     fake("panbench::spherical_harmonics_backward")(lambda *args: tuple(torch.empty_like(t) for t in args[:3]))
     grad = torch.library.register_autograd
@@ -56,6 +60,7 @@ def register() -> None:
     grad("panbench::depth_normals", _depth_normals_backward, setup_context=_depth_normals_context)
     grad("panbench::normal_loss", _normal_loss_backward, setup_context=_normal_loss_context)
     grad("panbench::warping_loss", _warping_loss_backward, setup_context=_warping_loss_context)
+    grad("panbench::mixture_loss", _mixture_loss_backward, setup_context=_mixture_loss_context)
     grad("panbench::spherical_harmonics", _harmonics_backward, setup_context=_harmonics_context)
 
 
@@ -243,6 +248,17 @@ def _warping_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 def _warping_loss_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     directions, valid = ctx.saved_tensors
     return torch.ops.panbench.warping_loss_backward(directions, valid, ctx.channels, grad.contiguous()), *[None] * 13
+
+
+def _mixture_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[3], output[1])
+    ctx.count, ctx.scale_dim = inputs[2].shape
+    ctx.mark_non_differentiable(output[1])
+
+
+def _mixture_loss_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    grads = torch.ops.panbench.mixture_loss_backward(*ctx.saved_tensors, ctx.count, ctx.scale_dim, grad.contiguous())
+    return *grads, *[None] * 7
 
 
 def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -130,7 +130,7 @@ def _cpu_recipe() -> Recipe:
         defines = f'-DPB_TABLE=panbench_kernels_{name} -DPB_NAME=\\"{name}\\"'
         objects.append((f"kernels_{name}.o", csrc / "cpu" / "kernels.cpp", f"{flags} {defines}"))
     objects.append(("ops.o", csrc / "ops.cpp", f"{_ABI} -isystem{torch_folder / 'include'}"))
-    for stem in ("project", "blend", "attend", "ssim", "normals", "label_sums", "warping"):
+    for stem in ("project", "blend", "attend", "ssim", "normals", "label_sums", "warping", "mixture"):
         objects.append((f"{stem}.o", csrc / "cpu" / f"{stem}.cpp", have))
     return Recipe(
         title="CPU operators",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from panbench.ops.reference.attention import attend
 from panbench.ops.reference.label_sums import LabelSums, LabelTargets, label_sums
+from panbench.ops.reference.mixture import mixture_loss
 from panbench.ops.reference.normals import depth_normals, normal_loss
 from panbench.ops.reference.project import project
 from panbench.ops.reference.rasterize import bin, blend
@@ -23,6 +24,7 @@ __all__ = [
     "blend",
     "depth_normals",
     "label_sums",
+    "mixture_loss",
     "normal_loss",
     "project",
     "spherical_harmonics",

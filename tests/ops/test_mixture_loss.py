@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from panbench import ops
 from panbench.gaussians.rotation import rotation_matrices
-from panbench.losses.mixture import CORNER, NORMAL_SHARE, mixture_loss
+from panbench.ops.backend import Backend
 
+CORNER, NORMAL_SHARE = 0.05, 0.1
+BACKENDS: list[tuple[Backend, torch.dtype]] = [("reference", torch.float64), ("cpu", torch.float32)]
 FLOOR = torch.tensor([0.0, 0.0, 1.0, 0.0])
 WALL = torch.tensor([1.0, 0.0, 0.0, 0.0])
 
@@ -31,6 +34,17 @@ def some_planes(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     offsets = 0.05 * torch.randn(count, 4, 1, generator=generator, dtype=torch.float64)
     weights = torch.rand(count, 4, generator=generator, dtype=torch.float64)
     return torch.cat([normals, offsets], -1), weights / weights.sum(1, keepdim=True)
+
+
+def mixture_loss(
+    means: Tensor, quats: Tensor, scales: Tensor, planes: Tensor, weights: Tensor, *, backend: Backend | None = None
+) -> Tensor:
+    """The term of all discs against planes n · x = d of their own, n and d [M, 4, 4]."""
+    count = len(means)
+    normals, offsets = planes.reshape(-1, 4).split([3, 1], dim=1)
+    components = torch.arange(4 * count).reshape(count, 4)
+    ids = torch.arange(count)
+    return ops.mixture_loss(means, quats, scales, ids, components, weights, normals * offsets, normals, backend=backend)
 
 
 def literal(means: Tensor, quats: Tensor, scales: Tensor, planes: Tensor, weights: Tensor) -> float:
@@ -77,20 +91,24 @@ def test_neither_planes_nor_weights_get_a_gradient() -> None:
     assert weights.grad is None
 
 
-def test_a_disc_in_the_plane_costs_nothing() -> None:
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
+def test_a_disc_in_the_plane_costs_nothing(backend: Backend, dtype: torch.dtype) -> None:
     means = torch.tensor([[0.3, -0.2, 0.0]])
     flat = torch.tensor([[math.cos(0.4), 0.0, 0.0, math.sin(0.4)]])  # turned about the plane's normal
-    loss = mixture_loss(means, flat, torch.full((1, 2), math.log(0.1)), FLOOR.expand(1, 4, 4), torch.full((1, 4), 0.25))
+    given = (means, flat, torch.full((1, 2), math.log(0.1)), FLOOR.expand(1, 4, 4), torch.full((1, 4), 0.25))
+    loss = mixture_loss(*(value.to(dtype) for value in given), backend=backend)
     assert float(loss) == pytest.approx(0, abs=1e-7)
 
 
-def test_a_disc_without_a_component_adds_nothing_and_is_not_pulled() -> None:
-    (means, quats, scales), (planes, weights) = discs(5), some_planes(5)
-    alone = mixture_loss(means[:4], quats[:4], scales[:4], planes[:4], weights[:4])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
+def test_a_disc_without_a_component_adds_nothing_and_is_not_pulled(backend: Backend, dtype: torch.dtype) -> None:
+    means, quats, scales = (value.to(dtype) for value in discs(5))
+    planes, weights = (value.to(dtype) for value in some_planes(5))
+    alone = mixture_loss(means[:4], quats[:4], scales[:4], planes[:4], weights[:4], backend=backend)
     weights[4] = 0
     for value in (means, quats, scales):
         value.requires_grad_()
-    loss = mixture_loss(means, quats, scales, planes, weights)
+    loss = mixture_loss(means, quats, scales, planes, weights, backend=backend)
     assert float(loss.detach()) == pytest.approx(float(alone) * 4 / 5)
     loss.backward()
     for value in (means, quats, scales):
@@ -99,9 +117,10 @@ def test_a_disc_without_a_component_adds_nothing_and_is_not_pulled() -> None:
         assert value.grad[:4].any(dim=1).all()
 
 
-def test_no_disc_gives_zero() -> None:
-    none = torch.zeros(0, 3, requires_grad=True)
-    loss = mixture_loss(none, torch.zeros(0, 4), torch.zeros(0, 2), torch.zeros(0, 4, 4), torch.zeros(0, 4))
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
+def test_no_disc_gives_zero(backend: Backend, dtype: torch.dtype) -> None:
+    none, *given = (torch.zeros(0, *shape, dtype=dtype) for shape in ((3,), (4,), (2,), (4, 4), (4,)))
+    loss = mixture_loss(none.requires_grad_(), *given, backend=backend)
     loss.backward()
     assert float(loss.detach()) == 0
 
