@@ -13,7 +13,9 @@ constexpr int64_t kPiece = 512;  // discs that are summed up together
 // Huber's function of e, with its slope.
 struct Huber {
   float value, slope;
-  Huber(float e, float corner) : slope(std::fmin(std::fmax(e / corner, -1.0f), 1.0f)) {
+  Huber(float e, float corner) {
+    slope = e / corner;
+    slope = slope > 1 ? 1 : slope < -1 ? -1 : slope;
     value = slope * (e - 0.5f * corner * slope);
   }
 };
