@@ -89,7 +89,9 @@ def test_counts_at_another_size_are_not_scored(make_folder: MakeFolder, truth: T
 
 def test_a_function_may_give_the_truth(make_folder: MakeFolder, truth: Truth, labels: LabelSpace) -> None:
     folder = PredictionSet.open(make_folder(change=lose_the_table))
-    assert score(folder, truth.__getitem__, labels, PAPER) == score(folder, truth, labels, PAPER)
+    origin = Origin(created="2026-01-01T00:00:00+00:00")
+    by_function = score(folder, truth.__getitem__, labels, PAPER, origin=origin)
+    assert by_function == score(folder, truth, labels, PAPER, origin=origin)
 
 
 def test_every_frame_of_the_truth_must_be_predicted(make_folder: MakeFolder, truth: Truth, labels: LabelSpace) -> None:
